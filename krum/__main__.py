@@ -1,0 +1,122 @@
+"""The command line that the workflow calls: one command per step, each reading files and writing one."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from krum import datasets, experiment, provenance, store
+from krum.errors import InputError
+
+
+def data(arguments: argparse.Namespace) -> None:
+    """Get a data set, check every byte, and note the checksums."""
+    checksums = datasets.obtain(arguments.name)
+    if arguments.output:
+        with store.replacing(arguments.output) as temporary:
+            temporary.write_text("".join(f"{digest}  {file}\n" for file, digest in checksums.items()))
+    print(f"{arguments.name}: {len(checksums)} file(s), every checksum fits")
+
+
+def curve(arguments: argparse.Namespace) -> None:
+    """Simulate one cell, all its seeds."""
+    import torch
+
+    from krum import simulation
+
+    try:
+        cell = experiment.Cell.from_json(arguments.cell)
+    except (ValueError, TypeError, KeyError) as error:
+        raise InputError(f"--cell: not a cell ({error}); take one from `python -m krum cells`") from None
+    device = simulation.pick_device(arguments.device)
+    torch.set_num_threads(arguments.threads)
+    columns = simulation.simulate(cell, device=arguments.device, progress=_progress(cell))
+    source = {
+        "code": provenance.code_digest(cell),
+        "libraries": provenance.libraries(),
+        "data": datasets.DATASETS[cell.dataset].checksums,
+        "device": device.type,
+    }
+    store.write_curve(cell, columns, arguments.output, source)
+
+
+def collect(arguments: argparse.Namespace) -> None:
+    """Join an experiment's curves into its results."""
+    spec = experiment.load(arguments.experiment, json.loads(arguments.overrides))
+    source = {
+        "experiment": {"name": spec.name, "title": spec.title, "claim": spec.claim, "figure": dict(spec.figure)},
+        "yaml": spec.source,
+        "overrides": dict(spec.overrides),
+        "git": provenance.git_commit(),
+    }
+    store.write_experiment(spec.name, arguments.curves, arguments.output, source)
+
+
+def figure(arguments: argparse.Namespace) -> None:
+    """Draw an experiment's figure, from its results alone."""
+    from krum import plots
+
+    rows, metadata = store.read(arguments.results)
+    if "experiment" not in metadata:
+        raise InputError(
+            f"{arguments.results}: one curve, not an experiment's results; give results/<experiment>.parquet"
+        )
+    for path in plots.save(plots.draw(rows, metadata["experiment"]), arguments.output):
+        print(path)
+
+
+def cells(arguments: argparse.Namespace) -> None:
+    """Check an experiment and print its cells, one JSON text a line."""
+    for cell in experiment.load(arguments.experiment).cells:
+        print(cell.to_json())
+
+
+def _progress(cell: experiment.Cell):
+    from tqdm import tqdm
+
+    bar = tqdm(total=cell.rounds, desc=cell.slug, unit="round", mininterval=5)
+    return lambda round_: bar.update(round_ - bar.n)
+
+
+def parser() -> argparse.ArgumentParser:
+    result = argparse.ArgumentParser(prog="python -m krum", description="Steps of the workflow; `snakemake` runs them.")
+    commands = result.add_subparsers(required=True, metavar="command")
+
+    def command(function) -> argparse.ArgumentParser:
+        added = commands.add_parser(function.__name__, help=function.__doc__, description=function.__doc__)
+        added.set_defaults(function=function)
+        return added
+
+    one = command(data)
+    one.add_argument("name", help="the data set")
+    one.add_argument("--output", type=Path, help="where to note the checksums")
+    one = command(curve)
+    one.add_argument("--cell", required=True, help="the cell as JSON text, see `cells`")
+    one.add_argument("--output", type=Path, required=True, help="the parquet file")
+    one.add_argument("--device", default="auto", help="auto (default), cpu or cuda")
+    one.add_argument("--threads", type=int, default=1, help="CPU threads (default 1)")
+    one = command(collect)
+    one.add_argument("experiment", type=Path, help="experiments/<name>.yaml")
+    one.add_argument("curves", type=Path, nargs="+", help="the curves' parquet files, in the order of the cells")
+    one.add_argument("--output", type=Path, required=True, help="the parquet file")
+    one.add_argument("--overrides", default="{}", help="parameters that won over the YAML's, as JSON text")
+    one = command(figure)
+    one.add_argument("results", type=Path, help="results/<name>.parquet")
+    one.add_argument("--output", type=Path, required=True, help="the figure's path without .png or .pdf")
+    one = command(cells)
+    one.add_argument("experiment", type=Path, help="experiments/<name>.yaml")
+    return result
+
+
+def main(argv: list[str] | None = None) -> int:
+    arguments = parser().parse_args(argv)
+    try:
+        arguments.function(arguments)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

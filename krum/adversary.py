@@ -1,0 +1,229 @@
+"""What the Byzantine workers know in a round, and what they send, in Gram space.
+
+A rule needs the inner products of the Byzantine vectors with the honest ones and with each other; the vectors
+themselves matter only to the extent that the rule gives them weight. Each form below provides both.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from krum.gradients import WorkerGradients
+
+
+class ByzantineVectors:
+    """What f Byzantine workers send in R replicas."""
+
+    def inner_products(self) -> tuple[Tensor, Tensor]:
+        """`<G_i, B_k>` [R, h, f] and `<B_k, B_l>` [R, f, f], float64."""
+        raise NotImplementedError
+
+    def weighted(self, weights: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """`sum_k w_k B_k` for `weights [R, f]`: coefficients [R, h] of the honest gradients plus a vector [R, d].
+
+        Either may be None for zero.
+        """
+        raise NotImplementedError
+
+    def vectors(self) -> Tensor:
+        """The vectors themselves, flat: [R, f, d]."""
+        raise NotImplementedError
+
+
+@dataclass
+class Adversary:
+    """One round as an omniscient adversary sees it: R replicas, h honest workers, f Byzantine workers, d parameters."""
+
+    gradients: WorkerGradients
+    byzantine: int
+    full_gradient: Callable[[], Tensor]  # the loss's gradient over the whole training fold, flat [R, d]
+    generators: Sequence[np.random.Generator]  # one per replica, for small draws
+    noise: Sequence[torch.Generator]  # one per replica, for draws of d numbers
+    dimension: int
+
+    @property
+    def replicas(self) -> int:
+        return len(self.generators)
+
+    @property
+    def honest(self) -> int:
+        return self.gradients.workers
+
+    @cached_property
+    def honest_gram(self) -> Tensor:
+        """Inner products of the honest gradients, [R, h, h] float64."""
+        return self.gradients.gram()
+
+    def combinations(self, coefficients: Tensor) -> ByzantineVectors:
+        """Linear combinations of the honest gradients; `coefficients [R, f, h]`, or [R, 1, h] for one shared by all."""
+        return Combinations(self, coefficients)
+
+    def vectors(self, vectors: Tensor) -> ByzantineVectors:
+        """Explicit flat vectors [R, f, d], or [R, 1, d] for one shared by all."""
+        return Explicit(self, vectors)
+
+    def gaussian(self, standard_deviation: float) -> ByzantineVectors:
+        """Independent draws of `N(0, standard_deviation^2 I)`."""
+        if self.dimension < self.honest + self.byzantine:  # too few dimensions for Bartlett's decomposition
+            drawn = [self.draw(replica, self.byzantine) for replica in range(self.replicas)]
+            return Explicit(self, standard_deviation * torch.stack(drawn))
+        return Gaussian(self, standard_deviation)
+
+    def draw(self, replica: int, count: int) -> Tensor:
+        """`[count, d]` standard normal numbers from the replica's own generator."""
+        like = self.gradients.inputs[0]
+        noise = self.noise[replica]
+        return torch.empty(count, self.dimension, dtype=like.dtype, device=noise.device).normal_(generator=noise)
+
+
+@dataclass
+class Combinations(ByzantineVectors):
+    """`B_k = sum_i C_ki G_i`."""
+
+    adversary: Adversary
+    coefficients: Tensor
+
+    def inner_products(self) -> tuple[Tensor, Tensor]:
+        coefficients, f = self.coefficients.double(), self.adversary.byzantine
+        with_honest = self.adversary.honest_gram @ coefficients.mT
+        among = coefficients @ with_honest
+        return _for_all(with_honest, f, -1), _for_all(_for_all(among, f, -1), f, -2)
+
+    def weighted(self, weights: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        return _distinct(weights, self.coefficients)[:, None].bmm(self.coefficients.to(weights.dtype)).squeeze(1), None
+
+    def vectors(self) -> Tensor:
+        formed = self.adversary.gradients.vectors()
+        return _for_all(self.coefficients.to(formed.dtype) @ formed, self.adversary.byzantine, 1)
+
+
+@dataclass
+class Explicit(ByzantineVectors):
+    """Vectors that are there."""
+
+    adversary: Adversary
+    explicit: Tensor
+
+    def inner_products(self) -> tuple[Tensor, Tensor]:
+        f = self.adversary.byzantine
+        with_honest = self.adversary.gradients.inner_products(self.explicit)
+        among = self.explicit.bmm(self.explicit.mT).double()
+        return _for_all(with_honest, f, -1), _for_all(_for_all(among, f, -1), f, -2)
+
+    def weighted(self, weights: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        return None, _distinct(weights, self.explicit)[:, None].bmm(self.explicit).squeeze(1)
+
+    def vectors(self) -> Tensor:
+        return _for_all(self.explicit, self.adversary.byzantine, 1)
+
+
+@dataclass
+class Gaussian(ByzantineVectors):
+    """`B_k ~ N(0, sigma^2 I)`, independent, known first by their inner products alone.
+
+    In an orthonormal basis whose first h vectors span the honest gradients (with Gram matrix `A = L L^T`), B_k has
+    coordinates z_k ~ N(0, I_h) there, so `<G_i, B_k> = sigma (L z_k)_i`; the rest of it, in d - h dimensions, has the
+    Gram matrix `T T^T` of Bartlett's decomposition: T lower triangular, `T_kk^2 ~ chi^2(d - h - k)`, `T_kl ~ N(0, 1)`.
+    If a rule gives weight to Byzantine vectors, they are drawn conditionally on these inner products: their component
+    in the honest span is determined, and the rest has a determined Gram matrix S and uniform directions, taken from
+    fresh normal vectors E made orthogonal to the honest span and to each other.
+    """
+
+    adversary: Adversary
+    standard_deviation: float
+
+    @cached_property
+    def _drawn(self) -> tuple[Tensor, Tensor]:
+        adversary = self.adversary
+        h, f = adversary.honest, adversary.byzantine
+        in_span, rest = np.empty((adversary.replicas, f, h)), np.zeros((adversary.replicas, f, f))
+        below, diagonal = np.tril_indices(f, -1), np.arange(f)
+        for replica, rng in enumerate(adversary.generators):
+            in_span[replica] = rng.standard_normal((f, h))
+            rest[replica][below] = rng.standard_normal(len(below[0]))
+            rest[replica][diagonal, diagonal] = np.sqrt(rng.chisquare(adversary.dimension - h - diagonal))
+        device = adversary.honest_gram.device
+        z = torch.from_numpy(in_span).to(device)
+        triangular = torch.from_numpy(rest).to(device)
+        with_honest = _square_root(adversary.honest_gram) @ z.mT
+        among = z @ z.mT + triangular @ triangular.mT
+        return self.standard_deviation * with_honest, self.standard_deviation**2 * among
+
+    def inner_products(self) -> tuple[Tensor, Tensor]:
+        return self._drawn
+
+    def weighted(self, weights: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        if not bool((weights != 0).any()):
+            return None, None
+        if "_drawn" not in self.__dict__:  # nobody looked at the inner products: the sum is one Gaussian vector
+            drawn = torch.stack([self.adversary.draw(replica, 1)[0] for replica in range(self.adversary.replicas)])
+            scale = self.standard_deviation * weights.square().sum(-1, keepdim=True).sqrt()
+            return None, drawn.to(weights.device).mul_(scale)
+        coefficients, explicit = self._formed(weights[:, None])
+        return coefficients[:, 0], explicit[:, 0]
+
+    def vectors(self) -> Tensor:
+        adversary = self.adversary
+        if "_drawn" not in self.__dict__:
+            drawn = [adversary.draw(replica, adversary.byzantine) for replica in range(adversary.replicas)]
+            return (self.standard_deviation * torch.stack(drawn)).to(adversary.gradients.inputs[0].device)
+        honest = adversary.gradients.vectors()
+        every = torch.eye(adversary.byzantine, dtype=honest.dtype, device=honest.device)
+        coefficients, explicit = self._formed(every.expand(adversary.replicas, -1, -1))
+        return coefficients @ honest + explicit
+
+    def _formed(self, weights: Tensor) -> tuple[Tensor, Tensor]:
+        """`sum_k w_k B_k` for `weights [R, c, f]`: coefficients [R, c, h] and vectors [R, c, d].
+
+        A replica without weights draws nothing, so that its generator does not depend on the other replicas.
+        """
+        adversary = self.adversary
+        needed = (weights != 0).any(-1).any(-1).nonzero().squeeze(-1)
+        fresh = torch.stack([adversary.draw(r, adversary.byzantine) for r in needed.tolist()]).to(weights.device)
+        gram = adversary.honest_gram[needed]
+        with_honest, among = (part[needed] for part in self._drawn)
+        inverse = torch.linalg.pinv(gram.nan_to_num(), rtol=10 * torch.finfo(weights.dtype).eps, hermitian=True)
+        projection = inverse @ with_honest
+        rest = _square_root(among - with_honest.mT @ projection)
+        fresh_with_honest = adversary.gradients.of_replicas(needed).inner_products(fresh)
+        fresh_projection = inverse @ fresh_with_honest
+        fresh_rest = fresh.bmm(fresh.mT).double() - fresh_with_honest.mT @ fresh_projection
+        some = weights[needed].double()
+        of_fresh = torch.linalg.solve(_square_root(fresh_rest), some @ rest, left=False)
+        of_honest = some @ projection.mT - of_fresh @ fresh_projection.mT
+        coefficients = weights.new_zeros((*weights.shape[:2], adversary.honest))
+        vectors = weights.new_zeros((*weights.shape[:2], adversary.dimension))
+        coefficients[needed] = of_honest.to(weights.dtype)
+        vectors[needed] = of_fresh.to(weights.dtype).bmm(fresh)
+        return coefficients, vectors
+
+
+def _square_root(gram: Tensor) -> Tensor:
+    """L with `L L^T = gram` [R, h, h]: Cholesky's, or the symmetric one where the matrix is singular.
+
+    A replica that is not finite has no root, and gets NaN.
+    """
+    root, failed = torch.linalg.cholesky_ex(gram)
+    if bool(failed.any()) or not bool(root.isfinite().all()):
+        values, vectors = torch.linalg.eigh(gram.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0))
+        symmetric = (vectors * values.clamp(min=0).sqrt()[..., None, :]) @ vectors.mT
+        regular = (failed == 0)[:, None, None]
+        root = root.where(regular, symmetric)
+        root = root.where(gram.isfinite().all(-1).all(-1)[:, None, None], torch.nan)
+    return root
+
+
+def _for_all(distinct: Tensor, f: int, dim: int) -> Tensor:
+    """One vector shared by f workers, or f of them: f entries along `dim`."""
+    shape = list(distinct.shape)
+    shape[dim] = f
+    return distinct.expand(shape)
+
+
+def _distinct(weights: Tensor, distinct: Tensor) -> Tensor:
+    """The weights [R, f] of the distinct vectors [R, e, ...]."""
+    return weights.sum(-1, keepdim=True) if distinct.shape[1] == 1 else weights

@@ -1,0 +1,137 @@
+"""`krum.aggregate` and `krum.weights`: any rule on the caller's own gradients or inner products."""
+
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from krum import distances
+from krum.aggregators import AGGREGATORS, Aggregator
+from krum.errors import InputError
+from krum.registry import lookup
+
+Array = TypeVar("Array", Tensor, np.ndarray)
+
+
+@torch.no_grad()
+def aggregate(vectors: Array, aggregator: str = "krum", f: int | None = None, **options: Any) -> Array:
+    """Aggregate n vectors by a rule of `krum.AGGREGATORS`.
+
+    Args:
+        vectors: `[n, d]`, one gradient per row; a torch tensor or a numpy array of any floating dtype. Never changed.
+        aggregator: the rule's name, such as "krum", "multi-krum" or "median".
+        f: how many of the n vectors may be Byzantine; Krum and Multi-Krum need `2f + 2 < n` (Blanchard et al., 2017,
+            Proposition 1). Rules that do not use it take it for the check of their guarantee.
+        options: the rule's own, such as `m` for "multi-krum".
+
+    Returns:
+        The aggregate `[d]`, of the same kind, dtype and device, in memory of its own, detached from autograd.
+        Arithmetic is in float64 whatever the dtype, and extra memory does not grow with d.
+
+    Raises:
+        TypeError: `vectors` is not a floating-point tensor or array.
+        InputError (a ValueError): unknown rule or option, wrong shape, too few vectors for f, or more than f
+            vectors with a NaN or an infinity. Up to f of them are infinitely far away and never chosen.
+
+    >>> import numpy as np
+    >>> honest = np.array([[1.0, 2.0], [1.1, 2.0], [1.0, 2.1], [0.9, 2.0]])
+    >>> aggregate(np.vstack([honest, [[1e9, np.nan]]]), "krum", f=1)
+    array([1., 2.])
+    """
+    tensor = _as_tensor(vectors, "vectors")
+    if tensor.ndim != 2 or 0 in tensor.shape:
+        raise InputError(f"vectors: found shape {tuple(tensor.shape)}; give [n, d], one vector a row")
+    rule = lookup(AGGREGATORS, aggregator, "aggregator")
+    rule.check(tensor.shape[0], f, options)
+    f = 0 if f is None else f
+    if rule.sees == "vectors":
+        result = _by_coordinates(rule, tensor, f, options)
+    else:
+        squared = distances.squared_distances(tensor)
+        _refuse_too_many(~squared.diagonal().isfinite(), f)
+        result = combine(rule(squared, f, **options), tensor)
+    return result.numpy() if isinstance(vectors, np.ndarray) else result
+
+
+@torch.no_grad()
+def weights(gram: Array, aggregator: str = "krum", f: int | None = None, **options: Any) -> Array:
+    """The weight that a Gram rule gives to each of n vectors, from their inner products alone.
+
+    Args:
+        gram: `[..., n, n]` inner products `<V_i, V_j>`, symmetric; leading dimensions are independent problems. Centre
+            the vectors first if they share a large common part: that changes no distance and saves the digits.
+        aggregator, f, options: as in `aggregate`; rules that need coordinates ("median", ...) have no weights.
+
+    Returns:
+        `[..., n]`, of the same kind, dtype and device. The aggregate is `weights @ vectors`.
+
+    Raises:
+        TypeError, InputError: as in `aggregate`.
+
+    >>> import numpy as np
+    >>> vectors = np.array([[0.0], [0.1], [0.3], [0.6], [9.0]])
+    >>> weights(vectors @ vectors.T, "krum", f=1)
+    array([0., 1., 0., 0., 0.])
+    """
+    tensor = _as_tensor(gram, "gram")
+    if tensor.ndim < 2 or tensor.shape[-1] != tensor.shape[-2] or tensor.shape[-1] == 0:
+        raise InputError(f"gram: found shape {tuple(tensor.shape)}; give [..., n, n], the inner products of n vectors")
+    rule = lookup(AGGREGATORS, aggregator, "aggregator")
+    if rule.sees == "vectors":
+        raise InputError(f"{rule.name} needs the vectors' coordinates and has no weights; call krum.aggregate")
+    rule.check(tensor.shape[-1], f, options)
+    squared = distances.from_gram(tensor)
+    _refuse_too_many(~squared.diagonal(dim1=-2, dim2=-1).isfinite(), 0 if f is None else f)
+    result = rule(squared, f, **options).to(tensor.dtype)
+    return result.numpy() if isinstance(gram, np.ndarray) else result
+
+
+def combine(weights: Tensor, vectors: Tensor) -> Tensor:
+    """`sum_i weights_i V_i` over `vectors [n, d]`; a vector of weight 0 is not touched, so its NaN does no harm."""
+    used = weights.nonzero().squeeze(-1)
+    if len(used) == 1 and weights[used[0]] == 1:
+        return vectors[used[0]].clone()
+    result = torch.empty_like(vectors[0])
+    columns = max(1, distances.BLOCK // len(used))
+    for start in range(0, vectors.shape[1], columns):
+        block = vectors[:, start : start + columns]
+        block = block if len(used) == len(vectors) else block[used]
+        result[start : start + columns] = weights[used] @ block.double()
+    return result
+
+
+def _by_coordinates(rule: Aggregator, vectors: Tensor, f: int, options: dict[str, Any]) -> Tensor:
+    finite = torch.ones(len(vectors), dtype=torch.bool, device=vectors.device)
+    result = torch.empty_like(vectors[0])
+    columns = max(1, distances.BLOCK // len(vectors))
+    for start in range(0, vectors.shape[1], columns):
+        block = vectors[:, start : start + columns].double()
+        finite &= block.isfinite().all(-1)
+        result[start : start + columns] = rule(block, f, **options)
+    _refuse_too_many(~finite, f)
+    return result
+
+
+def _as_tensor(array: Tensor | np.ndarray, what: str) -> Tensor:
+    if isinstance(array, np.ndarray):
+        if array.dtype not in (np.float16, np.float32, np.float64):
+            raise TypeError(f"{what}: found a numpy array of {array.dtype}; give float16, float32 or float64")
+        if not array.flags.writeable or any(stride < 0 for stride in array.strides):
+            array = array.copy()  # torch cannot share such memory
+        return torch.from_numpy(array)
+    if not isinstance(array, Tensor):
+        raise TypeError(f"{what}: found {type(array).__name__}; give a torch tensor or a numpy array")
+    if not array.is_floating_point():
+        raise TypeError(f"{what}: found a tensor of {array.dtype}; give a floating dtype")
+    return array.detach()
+
+
+def _refuse_too_many(bad: Tensor, f: int) -> None:
+    worst = int(bad.sum(-1).max()) if bad.numel() else 0
+    if worst > f:
+        row = bad.reshape(-1, bad.shape[-1])
+        first = row[row.sum(-1).argmax()].nonzero().squeeze(-1).tolist()
+        raise InputError(
+            f"{worst} vectors hold NaN or infinity but f = {f}; found at {first[:10]}; raise f or drop them"
+        )

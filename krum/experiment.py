@@ -1,0 +1,280 @@
+"""Experiments: YAML files under experiments/, checked and unfolded into cells, without importing torch.
+
+An experiment's grid is a list of blocks. In a block every parameter takes a value or a list of values, and stands for
+the product of its lists. What a block leaves out comes from the experiment's own `parameters`, then from
+defaults.yaml. A cell is one curve: one combination, with all its seeds.
+"""
+
+import hashlib
+import itertools
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from fractions import Fraction
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import yaml
+
+from krum.aggregators import AGGREGATORS
+from krum.attacks import ATTACKS
+from krum.datasets import DATASETS
+from krum.errors import InputError, unknown
+from krum.models import MODELS
+from krum.registry import check_options, lookup
+
+EXPERIMENTS = Path(__file__).resolve().parent.parent / "experiments"
+NOT_EXPERIMENTS = ("defaults", "schema")
+
+Options = tuple[tuple[str, Any], ...]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Everything that decides a curve, and nothing else. Options are sorted pairs, so that a cell can be hashed."""
+
+    dataset: str
+    model: str
+    model_options: Options
+    aggregator: str
+    aggregator_options: Options
+    attack: str
+    attack_options: Options
+    workers: int
+    byzantine: int
+    byzantine_fraction: float
+    declared_f: int
+    batch_size: int
+    learning_rate: float
+    rounds: int
+    evaluate_every: int
+    folds: int
+    seeds: int
+
+    @property
+    def outside_guarantee(self) -> bool:
+        """The declared f is more than the aggregator's guarantee covers with so many workers."""
+        return not AGGREGATORS[self.aggregator].within_guarantee(self.workers, self.declared_f)
+
+    @property
+    def model_label(self) -> str:
+        """The model with its sizes, such as "mlp-100-100"."""
+        values = [value for _, value in self.model_options]
+        return "-".join([self.model, *(str(size) for value in values for size in value)])
+
+    def to_json(self) -> str:
+        """The canonical text of the cell; `Cell.from_json` reads it back."""
+        return json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls, text: str) -> "Cell":
+        fields = json.loads(text)
+        for key in ("model_options", "aggregator_options", "attack_options"):
+            fields[key] = _frozen(dict(fields[key]))
+        return cls(**fields)
+
+    @property
+    def slug(self) -> str:
+        """A file name for people, made unique by a hash of the canonical text."""
+        attack = self.attack if self.attack == "none" else f"{self.byzantine}-{self.attack}"
+        text = hashlib.sha256(self.to_json().encode()).hexdigest()[:10]
+        return f"{self.dataset}_{self.aggregator}_{attack}_{text}"
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A validated experiment: its cells in the order of the grid, and how to draw them."""
+
+    name: str
+    title: str
+    claim: str
+    figure: Mapping[str, Any]
+    cells: tuple[Cell, ...]
+    source: str  # the YAML's text
+    overrides: Mapping[str, Any]
+
+
+def load_all(folder: Path = EXPERIMENTS, overrides: Mapping[str, Any] | None = None) -> dict[str, Experiment]:
+    """Every experiment in the folder, by name. Raises InputError for the first that cannot be run as it stands."""
+    paths = sorted(path for path in Path(folder).glob("*.yaml") if path.stem not in NOT_EXPERIMENTS)
+    return {path.stem: load(path, overrides) for path in paths}
+
+
+def load(path: Path | str, overrides: Mapping[str, Any] | None = None) -> Experiment:
+    """One experiment. `overrides` are parameters that win over everything in the file, for a small run."""
+    path = Path(path)
+    document, source = _read(path)
+    defaults_path = path.parent / "defaults.yaml"
+    defaults, _ = _read(defaults_path)
+    _validate(document, "experiment", str(path))
+    _validate(defaults, "defaults", str(defaults_path))
+    overrides = dict(overrides or {})
+    _validate(overrides, "parameters", "overrides")
+    shared = document.get("parameters", {})
+    blocks: list[tuple[str, dict[str, Any]]] = []
+    for number, block in enumerate(document["grid"]):
+        where = f"{path}: grid[{number}]"
+        lists = {key: value if isinstance(value, list) else [value] for key, value in block.items()}
+        for key, values in lists.items():
+            if not values:
+                raise InputError(f"{where}.{key}: found an empty list; give at least one value")
+            for value in values:
+                _validate({key: value}, "parameters", where)
+        for values in itertools.product(*lists.values()):
+            chosen = {**defaults["parameters"], **shared, **dict(zip(lists, values, strict=True)), **overrides}
+            blocks.append((where, chosen))
+    # A defender does not know whether it is attacked: declared_f is the most that the experiment ever meets.
+    most = max((_byzantine(parameters) for _, parameters in blocks), default=0)
+    outside = document.get("outside_guarantee", False)
+    cells = [_cell(where, parameters, defaults["models"], most, outside) for where, parameters in blocks]
+    return Experiment(
+        name=path.stem,
+        title=document["title"],
+        claim=document["claim"],
+        figure=document["figure"],
+        cells=tuple(dict.fromkeys(cells)),
+        source=source,
+        overrides=overrides,
+    )
+
+
+def _byzantine(parameters: Mapping[str, Any]) -> int:
+    """`floor(fraction * workers)` in exact decimal arithmetic, and none where nobody attacks."""
+    if _named(parameters["attack"])[0] == "none":
+        return 0
+    return int(Fraction(str(parameters["byzantine_fraction"])) * parameters["workers"])
+
+
+def _cell(
+    where: str, parameters: Mapping[str, Any], models: Mapping[str, Any], most_byzantine: int, outside_guarantee: bool
+) -> Cell:
+    try:
+        dataset = lookup(DATASETS, parameters["dataset"], "data set")
+        if "model" not in parameters and dataset.name not in models:
+            raise InputError(f"no model for data set {dataset.name!r}; give one here or under models in defaults.yaml")
+        model, model_options = _named(parameters.get("model", models.get(dataset.name)))
+        aggregator, aggregator_options = _named(parameters["aggregator"])
+        attack, attack_options = _named(parameters["attack"])
+        check_options(f"model {model}", lookup(MODELS, model, "model"), model_options)
+        check_options(f"attack {attack}", lookup(ATTACKS, attack, "attack"), attack_options)
+        byzantine = _byzantine(parameters)
+        declared_f = parameters.get("declared_f", most_byzantine)
+        rule = lookup(AGGREGATORS, aggregator, "aggregator")
+        try:
+            rule.check(parameters["workers"], declared_f, aggregator_options, outside_guarantee)
+        except InputError as error:
+            hint = (
+                ""
+                if outside_guarantee or rule.within_guarantee(parameters["workers"], declared_f)
+                else (", or say outside_guarantee: true to run it all the same")
+            )
+            raise InputError(f"{error}{hint}") from None
+        if byzantine >= parameters["workers"]:
+            raise InputError(f"byzantine_fraction {parameters['byzantine_fraction']} leaves no honest worker")
+        fold = dataset.samples - -(-dataset.samples // parameters["folds"])
+        if parameters["batch_size"] > fold:
+            raise InputError(
+                f"batch_size {parameters['batch_size']} is more than the training fold of {dataset.name} holds; "
+                f"give at most {fold}"
+            )
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from None
+    return Cell(
+        dataset=dataset.name,
+        model=model,
+        model_options=_frozen(model_options),
+        aggregator=aggregator,
+        aggregator_options=_frozen(aggregator_options),
+        attack=attack if byzantine else "none",
+        attack_options=_frozen(attack_options if byzantine else {}),
+        workers=parameters["workers"],
+        byzantine=byzantine,
+        byzantine_fraction=float(parameters["byzantine_fraction"]) if byzantine else 0.0,
+        declared_f=declared_f,
+        batch_size=parameters["batch_size"],
+        learning_rate=float(parameters["learning_rate"]),
+        rounds=parameters["rounds"],
+        evaluate_every=parameters["evaluate_every"],
+        folds=parameters["folds"],
+        seeds=parameters["seeds"],
+    )
+
+
+def _named(value: str | Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """`krum`, or `{name: multi-krum, m: 5}`: a name and its options."""
+    if isinstance(value, str):
+        return value, {}
+    return value["name"], {key: option for key, option in value.items() if key != "name"}
+
+
+def _frozen(options: Mapping[str, Any]) -> Options:
+    return tuple(sorted((key, tuple(v) if isinstance(v, list | tuple) else v) for key, v in options.items()))
+
+
+# ------------------------------------------------------------------------------------------- reading and validation
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML's safe loader, which also refuses a key given twice and reads 1e-3 as a number."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, str):
+                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is not a text", key_node.start_mark)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is given twice", key_node.start_mark)
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.yaml_implicit_resolvers = {k: list(v) for k, v in yaml.SafeLoader.yaml_implicit_resolvers.items()}
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+
+def _read(path: Path) -> tuple[dict[str, Any], str]:
+    try:
+        text = path.read_text(encoding="utf-8")
+        document = yaml.load(text, _Loader)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+    except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError) as error:
+        raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(document, dict):
+        raise InputError(f"{path}: found {document!r:.60}; an experiment is a mapping with title, claim, grid, figure")
+    return document, text
+
+
+@cache
+def _schema() -> dict[str, Any]:
+    return yaml.safe_load((EXPERIMENTS / "schema.yaml").read_text(encoding="utf-8"))
+
+
+def _validate(document: Any, definition: str, where: str) -> None:
+    """Check against one of schema.yaml's definitions; InputError for the error nearest the document's top."""
+    schema = {**_schema(), "$ref": f"#/$defs/{definition}"}
+    errors = sorted(jsonschema.Draft202012Validator(schema).iter_errors(document), key=lambda error: len(error.path))
+    if errors:
+        raise InputError(_in_one_line(errors[0], where))
+
+
+def _in_one_line(error: jsonschema.ValidationError, where: str) -> str:
+    path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in error.absolute_path).lstrip(".")
+    separator = "." if "grid[" in where else ": "
+    where = f"{where}{separator}{path}" if path else where
+    if error.validator == "additionalProperties":
+        known = error.schema["properties"]
+        stranger = next(key for key in error.instance if key not in known)
+        return f"{where}: {unknown('key', stranger, known)}"
+    if error.validator == "required":
+        missing = next(key for key in error.validator_value if key not in error.instance)
+        described = error.schema.get("properties", {}).get(missing, {}).get("description", "")
+        return f"{where}: {missing} is missing" + (f"; it is {described}" if described else "")
+    expected = error.schema.get("description", error.message)
+    return f"{where}: found {error.instance!r:.80}; give {expected}"

@@ -1,0 +1,138 @@
+"""The gradients of all workers and replicas, without forming them.
+
+For a layer that is linear in its parameters, one sample's gradient is the outer product of the layer's input x and the
+derivative delta of the sample's loss at its output. With worker i's mini-batch gradient `G_i = 1/b sum_{s in i} g_s`,
+
+    <G_i, G_j> = 1/b^2 sum_{s in i, t in j} sum over layers (x_s . x_t + 1) (delta_s . delta_t)
+
+where the 1 is the bias's, and `sum_i w_i G_i` is one backward product with the samples weighted by `w_i / b`. Where
+n b is large against a layer, forming that layer's gradients costs less: the branch is chosen per layer by counting
+multiply-adds (Goodfellow, 2015; Bu et al., 2022, "mixed ghost norms").
+
+Flat vectors `[..., d]` hold the layers in order, each weight `[in, out]` row by row, then its bias.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from krum.models import MLP
+
+Branch = Literal["samples", "gradients"]
+
+
+@dataclass(frozen=True)
+class WorkerGradients:
+    """The mini-batch gradients of h workers in R replicas, in factors: S = h b samples, worker by worker."""
+
+    inputs: Sequence[Tensor]  # per layer, [R, S, in]
+    deltas: Sequence[Tensor]  # per layer, [R, S, out]
+    workers: int
+
+    @property
+    def batch_size(self) -> int:
+        return self.inputs[0].shape[1] // self.workers
+
+    def gram(self, branch: Branch | None = None) -> Tensor:
+        """Inner products `<G_i, G_j>`, [R, h, h] float64. `branch` forces one way of computing them, for tests."""
+        replicas, samples, _ = self.inputs[0].shape
+        h, b = self.workers, self.batch_size
+        by_samples = None
+        gram = self.inputs[0].new_zeros((replicas, h, h), dtype=torch.float64)
+        for x, delta in zip(self.inputs, self.deltas, strict=True):
+            if (branch or cheaper_branch(h, b, x.shape[-1], delta.shape[-1])) == "samples":
+                kernel = x.bmm(x.mT).add_(1).mul_(delta.bmm(delta.mT))
+                by_samples = kernel if by_samples is None else by_samples.add_(kernel)
+            else:
+                weight, bias = self._formed(x, delta)
+                gram += weight.bmm(weight.mT) + bias.bmm(bias.mT)
+        if by_samples is not None:
+            gram += by_samples.view(replicas, h, b, h, b).sum((2, 4)) / b**2
+        return gram
+
+    def weighted(self, weights: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """`sum_i w_i G_i` for `weights [R, h]`, as two factors per layer: `x [R, s, in]` and `delta [R, s, out]`.
+
+        The sum is `x^T delta` for the layer's weight, and delta summed over its samples for the bias. Only as many
+        workers are carried along as have a weight in some replica: for Krum, one.
+        """
+        replicas, h = weights.shape
+        b = self.batch_size
+        used = int((weights != 0).sum(-1).max())
+        if used == h:
+            per_sample = (weights / b).repeat_interleave(b, 1)[..., None]
+            return [(x, delta * per_sample) for x, delta in zip(self.inputs, self.deltas, strict=True)]
+        chosen = (weights != 0).byte().sort(dim=-1, descending=True, stable=True).indices[:, :used]
+        per_sample = (weights.gather(1, chosen) / b).repeat_interleave(b, 1)[..., None]
+        replica = torch.arange(replicas, device=weights.device)[:, None]
+        factors = []
+        for x, delta in zip(self.inputs, self.deltas, strict=True):
+            x = x.view(replicas, h, b, -1)[replica, chosen].flatten(1, 2)
+            delta = delta.view(replicas, h, b, -1)[replica, chosen].flatten(1, 2)
+            factors.append((x, delta * per_sample))
+        return factors
+
+    def inner_products(self, vectors: Tensor) -> Tensor:
+        """`<G_i, E_k>` with flat `vectors [R, e, d]`: [R, h, e] float64."""
+        replicas, count, _ = vectors.shape
+        total = self.inputs[0].new_zeros((replicas, self.inputs[0].shape[1], count))
+        for (x, delta), (weight, bias) in zip(
+            zip(self.inputs, self.deltas, strict=True), self._unflatten(vectors), strict=True
+        ):
+            at_output = x[:, None] @ weight + bias[:, :, None]
+            total += (at_output * delta[:, None]).sum(-1).mT
+        return total.double().view(replicas, self.workers, self.batch_size, count).mean(2)
+
+    def vectors(self) -> Tensor:
+        """The gradients themselves, flat: [R, h, d]."""
+        formed = [self._formed(x, delta) for x, delta in zip(self.inputs, self.deltas, strict=True)]
+        return torch.cat([part for pair in formed for part in pair], -1)
+
+    def of_replicas(self, chosen: Tensor) -> "WorkerGradients":
+        """The same for some replicas only."""
+        return WorkerGradients([x[chosen] for x in self.inputs], [d[chosen] for d in self.deltas], self.workers)
+
+    def _formed(self, x: Tensor, delta: Tensor) -> tuple[Tensor, Tensor]:
+        """One layer's gradients, flat: weights [R, h, in out] and biases [R, h, out]."""
+        replicas, h, b = x.shape[0], self.workers, self.batch_size
+        x, delta = x.reshape(replicas * h, b, -1), delta.reshape(replicas * h, b, -1) / b
+        return x.mT.bmm(delta).view(replicas, h, -1), delta.sum(1).view(replicas, h, -1)
+
+    def _unflatten(self, vectors: Tensor) -> list[tuple[Tensor, Tensor]]:
+        return unflatten(vectors, [(x.shape[-1], d.shape[-1]) for x, d in zip(self.inputs, self.deltas, strict=True)])
+
+
+def worker_gradients(
+    model: MLP, parameters: list[tuple[Tensor, Tensor]], samples: Tensor, labels: Tensor, workers: int
+) -> WorkerGradients:
+    """Forward and backward pass of the mean cross-entropy of each worker's mini-batch.
+
+    `samples [R, workers * b, features]` and `labels [R, workers * b]`, worker by worker.
+    """
+    inputs, logits = model.forward(parameters, samples)
+    at_logits = logits.softmax(-1)
+    labels = labels[..., None]
+    at_logits.scatter_add_(-1, labels, at_logits.new_full((), -1).expand(labels.shape))
+    return WorkerGradients(inputs, model.backward(parameters, inputs, at_logits), workers)
+
+
+def cheaper_branch(workers: int, batch_size: int, fan_in: int, fan_out: int) -> Branch:
+    """The way to a layer's Gram matrix that takes fewer multiply-adds: over pairs of samples, or formed gradients."""
+    samples = workers * batch_size
+    over_pairs = samples**2 * (fan_in + fan_out)
+    formed = (samples + workers**2) * fan_in * fan_out
+    return "samples" if over_pairs <= formed else "gradients"
+
+
+def unflatten(vectors: Tensor, layers: Sequence[tuple[int, int]]) -> list[tuple[Tensor, Tensor]]:
+    """Views of flat `vectors [..., d]` as each layer's weight `[..., in, out]` and bias `[..., out]`."""
+    parts, start = [], 0
+    for fan_in, fan_out in layers:
+        end = start + fan_in * fan_out
+        weight = vectors[..., start:end].unflatten(-1, (fan_in, fan_out))
+        parts.append((weight, vectors[..., end : end + fan_out]))
+        start = end + fan_out
+    return parts

@@ -1,0 +1,79 @@
+"""What the Snakefile asks: which experiments, which cells, where to write. Imports no torch."""
+
+import hashlib
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from krum import experiment, provenance
+from krum.errors import InputError, unknown
+from krum.experiment import Cell, Experiment
+
+CONFIG = {"results": "results", "figures": "figures", "device": "auto", "overrides": {}}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The experiments, and where and how they run."""
+
+    experiments: Mapping[str, Experiment]
+    results: str
+    figures: str
+    device: str
+    overrides: Mapping[str, Any]
+
+    @cached_property
+    def cells(self) -> dict[str, Cell]:
+        """Every curve to compute, by file name; cells that experiments share appear once."""
+        return {cell.slug: cell for spec in self.experiments.values() for cell in spec.cells}
+
+    def curve_files(self, name: str) -> list[str]:
+        """The curves of an experiment, in the order of its grid."""
+        return [f"{self.results}/curves/{cell.slug}.parquet" for cell in self.experiments[name].cells]
+
+    def figure_files(self, name: str) -> list[str]:
+        """The figure of an experiment, in its formats."""
+        return [f"{self.figures}/{name}.{ending}" for ending in ("png", "pdf")]
+
+    def digest(self, curve: str) -> str:
+        """The digest of the code that decides a curve."""
+        return provenance.code_digest(self.cells[curve])
+
+    @property
+    def plots_digest(self) -> str:
+        """The digest of the code that draws."""
+        modules = [provenance.module_digest(name) for name in ("plots", "statistics")]
+        return hashlib.sha256("".join(modules).encode()).hexdigest()
+
+
+def plan(root: Path, config: Mapping[str, Any]) -> Plan:
+    """Check the workflow's configuration and every experiment below `root`. Raises InputError."""
+    for key in config:
+        if key not in CONFIG:
+            raise InputError(f"config: {unknown('key', key, CONFIG)}")
+    chosen = {**CONFIG, **config}
+    for key in ("results", "figures"):
+        if not isinstance(chosen[key], str) or not chosen[key]:
+            raise InputError(f"config: {key}: found {chosen[key]!r}; give a folder")
+    if chosen["device"] not in ("auto", "cpu", "cuda"):
+        raise InputError(f"config: {unknown('device', chosen['device'], ('auto', 'cpu', 'cuda'))}")
+    experiments = experiment.load_all(Path(root) / "experiments", chosen["overrides"])
+    return Plan(experiments, **{key: chosen[key] for key in CONFIG})
+
+
+def prefer_this_python() -> None:
+    """Let the jobs' `python` be the one that runs Snakemake, also where its environment is not activated."""
+    folder = str(Path(sys.executable).parent)
+    os.environ["PATH"] = os.pathsep.join([folder, os.environ.get("PATH", "")])
+
+
+def plan_or_exit(root: str, config: Mapping[str, Any]) -> Plan:
+    """The plan, or one line on standard error and the end of the program."""
+    try:
+        return plan(Path(root), config)
+    except InputError as error:
+        sys.exit(f"error: {error}")

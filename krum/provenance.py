@@ -1,0 +1,81 @@
+"""What a curve depends on, as digests: the code that computes it, the libraries, the data.
+
+Snakemake does not see edits of imported modules, so the workflow hands it these digests: a curve is computed again
+when its digest changes. Comments, formatting and docstrings do not count, nor do aggregators and attacks that the
+curve does not use.
+"""
+
+import ast
+import hashlib
+import subprocess
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+
+from krum.experiment import Cell
+
+PACKAGE = Path(__file__).resolve().parent
+ENGINE = ("adversary", "datasets", "distances", "gradients", "models", "simulation", "store")
+LIBRARIES = ("numpy", "scikit-learn", "torch")
+
+
+def code_digest(cell: Cell) -> str:
+    """sha256 over the code and the library versions that decide the cell's curve."""
+    parts = [_module(name) for name in ENGINE]
+    parts.append(_registered("aggregators", cell.aggregator.replace("-", "_")))
+    parts.append(_registered("attacks", cell.attack.replace("-", "_")))
+    parts += [f"{name} {number}" for name, number in libraries().items()]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def module_digest(name: str) -> str:
+    """sha256 over one module's code."""
+    return hashlib.sha256(_module(name).encode()).hexdigest()
+
+
+@cache
+def libraries() -> dict[str, str]:
+    """The versions of the libraries that compute."""
+    return {name: version(name) for name in LIBRARIES}
+
+
+def git_commit() -> str:
+    """The project's commit, with "-dirty" where files have changed since; "unknown" outside a git checkout."""
+    command = ["git", "-C", str(PACKAGE.parent), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError:
+        return "unknown"
+    return done.stdout.strip() if done.returncode == 0 else "unknown"
+
+
+@cache
+def _module(name: str) -> str:
+    return _dump(ast.parse((PACKAGE / f"{name}.py").read_text(encoding="utf-8")))
+
+
+@cache
+def _registered(module: str, function: str, source: str | None = None) -> str:
+    """A module without the registered functions that `function` does not use, directly or through others."""
+    tree = ast.parse((PACKAGE / f"{module}.py").read_text(encoding="utf-8") if source is None else source)
+    registered = {n.name: n for n in tree.body if isinstance(n, ast.FunctionDef) and n.decorator_list}
+    used, waiting = set(), [function]
+    while waiting:
+        name = waiting.pop()
+        if name in registered and name not in used:
+            used.add(name)
+            waiting += [node.id for node in ast.walk(registered[name]) if isinstance(node, ast.Name)]
+    tree.body = [node for node in tree.body if getattr(node, "name", None) not in registered.keys() - used]
+    return _dump(tree)
+
+
+def _dump(tree: ast.Module) -> str:
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and body and _is_docstring(body[0]):
+            node.body = body[1:]
+    return ast.dump(tree)
+
+
+def _is_docstring(node: ast.stmt) -> bool:
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)

@@ -1,0 +1,60 @@
+"""What aggregators, attacks and models have in common: a kebab-case name and keyword options."""
+
+import inspect
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+from krum.errors import InputError, unknown
+
+Entry = TypeVar("Entry")
+
+
+def kebab(function: Callable) -> str:
+    """The public name of a registered function: `multi_krum` is called "multi-krum"."""
+    return function.__name__.replace("_", "-")
+
+
+def lookup(registry: Mapping[str, Entry], name: object, what: str) -> Entry:
+    """The entry of that name; InputError with the nearest known name otherwise."""
+    if not isinstance(name, str) or name not in registry:
+        raise InputError(unknown(what, name, registry))
+    return registry[name]
+
+
+def check_options(name: str, function: Callable, options: Mapping[str, Any]) -> None:
+    """Refuse options that `function` does not have, lacks, or that are not what it declares.
+
+    Options are the keyword-only parameters of the function. Every number among them is positive and finite;
+    a list is a list of positive integers.
+    """
+    parameters = {
+        key: parameter
+        for key, parameter in inspect.signature(function).parameters.items()
+        if parameter.kind is inspect.Parameter.KEYWORD_ONLY
+    }
+    for key, value in options.items():
+        if key not in parameters:
+            raise InputError(f"{name}: {unknown('option', key, parameters)}")
+        _check_value(f"{name}: option {key}", parameters[key], value)
+    for key, parameter in parameters.items():
+        if parameter.default is inspect.Parameter.empty and key not in options:
+            raise InputError(f"{name}: option {key} is missing")
+
+
+def _check_value(where: str, parameter: inspect.Parameter, value: Any) -> None:
+    declared = str(parameter.annotation)
+    if value is None and parameter.default is None:
+        return
+    if "Sequence" in declared:
+        if not isinstance(value, list | tuple) or not all(_positive(item, int) for item in value):
+            raise InputError(f"{where}: found {value!r}; give a list of positive integers")
+    elif "float" in declared:
+        if not _positive(value, int | float):
+            raise InputError(f"{where}: found {value!r}; give a positive number")
+    elif not _positive(value, int):
+        raise InputError(f"{where}: found {value!r}; give a positive integer")
+
+
+def _positive(value: Any, kind: Any) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool) and math.isfinite(value) and value > 0
