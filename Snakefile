@@ -17,9 +17,9 @@ wildcard_constraints:
 
 
 rule all:
+    default_target: True
     input:
         [PLAN.figure_files(name) for name in PLAN.experiments],
-    default_target: True
 
 
 for name in PLAN.experiments:
@@ -50,13 +50,13 @@ rule curve:
         f"{RESULTS}/curves/{{curve}}.parquet",
     log:
         f"logs/{RESULTS}/{{curve}}.log",
+    conda:
+        "environment.yml"
+    threads: 1
     params:
         cell=lambda wildcards: PLAN.cells[wildcards.curve].to_json(),
         digest=lambda wildcards: PLAN.digest(wildcards.curve),  # a change of code runs it again
         device=PLAN.device,
-    threads: 1
-    conda:
-        "environment.yml"
     shell:
         "python -m krum curve --cell {params.cell:q} --device {params.device} --threads {threads}"
         " --output {output} > {log} 2>&1"
@@ -70,10 +70,10 @@ rule results:
         f"{RESULTS}/{{experiment}}.parquet",
     log:
         f"logs/{RESULTS}/{{experiment}}.results.log",
-    params:
-        overrides=json.dumps(PLAN.overrides),
     conda:
         "environment.yml"
+    params:
+        overrides=json.dumps(PLAN.overrides),
     shell:
         "python -m krum collect {input.experiment} {input.curves} --overrides {params.overrides:q}"
         " --output {output} > {log} 2>&1"
@@ -87,11 +87,11 @@ rule figure:
         f"{FIGURES}/{{experiment}}.pdf",
     log:
         f"logs/{FIGURES}/{{experiment}}.log",
+    conda:
+        "environment.yml"
     params:
         stem=f"{FIGURES}/{{experiment}}",
         digest=PLAN.plots_digest,
-    conda:
-        "environment.yml"
     shell:
         "python -m krum figure {input} --output {params.stem} > {log} 2>&1"
 

@@ -58,9 +58,7 @@ def figure(arguments: argparse.Namespace) -> None:
 
     rows, metadata = store.read(arguments.results)
     if "experiment" not in metadata:
-        raise InputError(
-            f"{arguments.results}: one curve, not an experiment's results; give results/<experiment>.parquet"
-        )
+        raise InputError(f"{arguments.results}: a single curve; give results/<experiment>.parquet")
     for path in plots.save(plots.draw(rows, metadata["experiment"]), arguments.output):
         print(path)
 

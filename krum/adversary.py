@@ -47,16 +47,18 @@ class Adversary:
 
     @property
     def replicas(self) -> int:
+        """R."""
         return len(self.generators)
 
     @property
     def honest(self) -> int:
+        """h."""
         return self.gradients.workers
 
-    @cached_property
+    @property
     def honest_gram(self) -> Tensor:
         """Inner products of the honest gradients, [R, h, h] float64."""
-        return self.gradients.gram()
+        return self.gradients.gram
 
     def combinations(self, coefficients: Tensor) -> ByzantineVectors:
         """Linear combinations of the honest gradients; `coefficients [R, f, h]`, or [R, 1, h] for one shared by all."""

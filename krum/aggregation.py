@@ -132,6 +132,4 @@ def _refuse_too_many(bad: Tensor, f: int) -> None:
     if worst > f:
         row = bad.reshape(-1, bad.shape[-1])
         first = row[row.sum(-1).argmax()].nonzero().squeeze(-1).tolist()
-        raise InputError(
-            f"{worst} vectors hold NaN or infinity but f = {f}; found at {first[:10]}; raise f or drop them"
-        )
+        raise InputError(f"{worst} vectors hold NaN or infinity (rows {first[:10]}) but f = {f}; raise f or drop them")

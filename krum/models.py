@@ -5,6 +5,7 @@ each layer's input and the loss's derivative at its output. Parameters are a lis
 bias [R, out])`, one pair per layer, R replicas.
 """
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -41,7 +42,7 @@ class MLP:
     """Fully connected layers of the given sizes, ReLU between them."""
 
     def __init__(self, sizes: Sequence[int]):
-        self.layers = list(zip(sizes[:-1], sizes[1:], strict=True))
+        self.layers = list(itertools.pairwise(sizes))
         self.dimension = sum(fan_in * fan_out + fan_out for fan_in, fan_out in self.layers)
 
     def initialise(self, rng: np.random.Generator) -> list[tuple[np.ndarray, np.ndarray]]:

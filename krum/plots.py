@@ -3,6 +3,7 @@
 One function per kind, in KINDS. An aggregator keeps its colour and marker in every figure.
 """
 
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -58,12 +59,8 @@ CELL = ["dataset", "model", "aggregator", "aggregator_options", "attack", "attac
 def curves(rows: pd.DataFrame, experiment: Mapping[str, Any]) -> Figure:
     """Error against rounds, one panel per data set (down) and Byzantine share (across), a curve per aggregator."""
     datasets = list(rows["dataset"].drop_duplicates())
-    adversaries = list(
-        rows[["byzantine_fraction", "attack"]]
-        .drop_duplicates()
-        .sort_values("byzantine_fraction")
-        .itertuples(index=False)
-    )
+    shares = rows[["byzantine_fraction", "attack"]].drop_duplicates().sort_values("byzantine_fraction", kind="stable")
+    adversaries = list(shares.itertuples(index=False))
     reference = experiment["figure"].get("reference")
     figure = Figure(figsize=(5.2 * len(adversaries), 3.6 * len(datasets) + 1.1), layout="constrained")
     panels = figure.subplots(len(datasets), len(adversaries), squeeze=False, sharex=True, sharey="row")
@@ -75,12 +72,11 @@ def curves(rows: pd.DataFrame, experiment: Mapping[str, Any]) -> Figure:
                 & (of_dataset["attack"] == adversary.attack)
             ]
             if reference and adversary.byzantine_fraction:
-                calm = of_dataset[
-                    (of_dataset["byzantine"] == 0) & (of_dataset["aggregator"] == reference["aggregator"])
-                ]
+                is_reference = of_dataset["aggregator"] == reference["aggregator"]
+                calm = of_dataset[is_reference & (of_dataset["byzantine"] == 0)]
                 _curve(axes, calm, f"{reference['aggregator']}, 0 % Byzantine", dashed=True)
             for _, cell in here.groupby(CELL, sort=False):
-                _curve(axes, cell, _label(cell.iloc[0]))
+                _curve(axes, cell, _label(cell))
             _panel(axes, dataset, here)
     for axes in panels[-1]:
         axes.set_xlabel("round")
@@ -112,11 +108,16 @@ def _curve(axes: Axes, cell: pd.DataFrame, label: str, dashed: bool = False) -> 
         axes.fill_between(points.index, points["low"], points["high"], color=colour, alpha=0.18, linewidth=0)
 
 
-def _label(row: pd.Series) -> str:
-    options = "" if row["aggregator_options"] == "{}" else f" {row['aggregator_options']}"
-    outside = " (outside its guarantee)" if row["outside_guarantee"] else ""
-    diverged = ""
-    return f"{row['aggregator']}{options}{outside}{diverged}"
+def _label(cell: pd.DataFrame) -> str:
+    row = cell.iloc[0]
+    notes = []
+    if row["aggregator_options"] != "{}":
+        notes += [f"{name} = {value}" for name, value in json.loads(row["aggregator_options"]).items()]
+    if row["outside_guarantee"]:
+        notes.append("outside its guarantee")
+    if cell["diverged"].any():
+        notes.append(f"{cell[cell['diverged']]['seed'].nunique()} of {cell['seed'].nunique()} seeds diverged")
+    return row["aggregator"] + (f" ({', '.join(notes)})" if notes else "")
 
 
 def _panel(axes: Axes, dataset: str, rows: pd.DataFrame) -> None:
@@ -137,11 +138,9 @@ def _caption(rows: pd.DataFrame) -> str:
     def values(column: str) -> str:
         return ", ".join(f"{value:g}" for value in sorted(rows[column].unique()))
 
-    models = ", ".join(
-        f"{DATASET_TITLES.get(d, d)} {m}" for d, m in rows.groupby("dataset", sort=False)["model"].first().items()
-    )
+    pairs = rows[["dataset", "model"]].drop_duplicates().itertuples(index=False)
+    models = ", ".join(f"{DATASET_TITLES.get(pair.dataset, pair.dataset)} {pair.model}" for pair in pairs)
     seeds = rows.groupby(CELL)["seed"].nunique().max()
-    diverged = int(rows[rows["round"] == rows["round"].max()]["diverged"].sum())
     text = (
         f"{values('workers')} workers, batch {values('batch_size')}, learning rate {values('learning_rate')}, "
         f"declared f = {values('declared_f')}; {models}\n"
@@ -149,4 +148,4 @@ def _caption(rows: pd.DataFrame) -> str:
     )
     if seeds > 1:
         text += " and 95 % bootstrap band"
-    return text + (f"; {diverged} replicas diverged" if diverged else "")
+    return text

@@ -7,7 +7,6 @@ workers, Byzantine ones last.
 
 import zlib
 from collections.abc import Callable, Iterable
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +19,7 @@ from krum.attacks import ATTACKS
 from krum.datasets import DATASETS, Samples
 from krum.errors import InputError
 from krum.experiment import Cell
-from krum.gradients import WorkerGradients, unflatten, worker_gradients
+from krum.gradients import Branch, WorkerGradients, unflatten, worker_gradients
 
 ROUNDS_DRAWN_AT_ONCE = 50
 SAMPLES_AT_ONCE = 4096  # of a whole training fold, for its gradient
@@ -75,7 +74,7 @@ class Simulation:
     """The state of one cell's replicas between rounds.
 
     `parameters` holds one (weight [R, in, out], bias [R, out]) per layer. `dtype` float64 and `branch` (see
-    `WorkerGradients.gram`) exist for comparison with other ways of computing.
+    `WorkerGradients.branch`) exist for comparison with other ways of computing.
     """
 
     def __init__(
@@ -86,7 +85,7 @@ class Simulation:
         device: str = "auto",
         seeds: Iterable[int] = (0,),
         dtype: torch.dtype = torch.float32,
-        branch: Any = None,
+        branch: Branch | None = None,
     ):
         self.cell, self.seeds, self.dtype, self.branch = cell, list(seeds), dtype, branch
         self.device = pick_device(device)
@@ -102,10 +101,12 @@ class Simulation:
 
     @property
     def replicas(self) -> int:
+        """R, one replica per seed."""
         return len(self.seeds)
 
     @property
     def honest(self) -> int:
+        """h, the workers that are not Byzantine."""
         return self.cell.workers - self.cell.byzantine
 
     # ------------------------------------------------------------------------------------------------- one round
@@ -136,7 +137,7 @@ class Simulation:
     def send(self) -> tuple[WorkerGradients, ByzantineVectors | None]:
         """What the workers send in this round: the honest gradients, and what the Byzantine workers make of them."""
         samples, labels = self._next_batch()
-        gradients = worker_gradients(self.model, self.parameters, samples, labels, self.honest)
+        gradients = worker_gradients(self.model, self.parameters, samples, labels, self.honest, self.branch)
         if not self.cell.byzantine:
             return gradients, None
         adversary = Adversary(
@@ -155,7 +156,7 @@ class Simulation:
         if self.rule.fixed_weights:
             geometry = torch.zeros(self.replicas, n, n, device=self.device)
         else:
-            honest = gradients.gram(self.branch) if byzantine is None else byzantine.adversary.honest_gram
+            honest = gradients.gram
             gram = honest.new_empty(self.replicas, n, n)
             gram[:, :h, :h] = honest
             if byzantine is not None:
@@ -192,16 +193,14 @@ class Simulation:
             errors.append(1 - (logits.argmax(-1) == labels).double().mean().item())
             losses.append(torch.nn.functional.cross_entropy(logits, labels).item())
         finite = torch.stack([part.flatten(1).isfinite().all(-1) for pair in self.parameters for part in pair]).all(0)
-        weight = (
-            torch.stack(self._recorded_weight).mean(0).tolist() if self._recorded_weight else [np.nan] * len(errors)
-        )
+        passed = self._recorded_weight or [torch.full((self.replicas,), torch.nan)]
         self._recorded_weight = []
         return {
             "seed": self.seeds,
             "round": [self.round] * self.replicas,
             "test_error": errors,
             "test_loss": losses,
-            "byzantine_weight": weight,
+            "byzantine_weight": torch.stack(passed).mean(0).tolist(),
             "diverged": (~finite).tolist(),
         }
 
@@ -216,20 +215,18 @@ class Simulation:
             partition: datasets.folds(samples.labels, cell.folds, partition)
             for partition in sorted({seed // cell.folds for seed in self.seeds})
         }
-        self._training, self._held_out, shifts, scales = [], [], [], []
-        for seed in self.seeds:
-            training, held_out = partitions[seed // cell.folds][seed % cell.folds]
-            if self.dataset.standardise:
-                shift, scale = _standardisation(samples.features[training])
-                shifts.append(torch.from_numpy(shift))
-                scales.append(torch.from_numpy(scale))
-            self._training.append(training)
-            self._held_out.append((torch.from_numpy(held_out), torch.from_numpy(samples.labels[held_out])))
-        self._shift = torch.stack(shifts)[:, None].to(self.device, self.dtype) if shifts else None
-        self._scale = torch.stack(scales)[:, None].to(self.device, self.dtype) if scales else None
+        splits = [partitions[seed // cell.folds][seed % cell.folds] for seed in self.seeds]
+        self._training = [training for training, _ in splits]
+        self._shift = self._scale = None
+        if self.dataset.standardise:
+            fitted = [_standardisation(samples.features[training]) for training in self._training]
+            self._shift, self._scale = (
+                torch.from_numpy(np.stack(part))[:, None].to(self.device, self.dtype)
+                for part in zip(*fitted, strict=True)
+            )
         self._held_out = [
-            (self._prepared(replica, index), labels.to(self.device))
-            for replica, (index, labels) in enumerate(self._held_out)
+            (self._prepared(replica, torch.from_numpy(held_out)), self._labels[torch.from_numpy(held_out)])
+            for replica, (_, held_out) in enumerate(splits)
         ]
 
     def _prepared(self, replica: int, index: Tensor) -> Tensor:
@@ -242,7 +239,7 @@ class Simulation:
     def _initialise(self) -> None:
         starts = [self.model.initialise(np.random.default_rng(stream(seed, "initial weights"))) for seed in self.seeds]
         self.parameters = [
-            tuple(torch.from_numpy(np.stack(part)).to(self.device, self.dtype) for part in zip(*layer, strict=True))
+            (self._stacked([weight for weight, _ in layer]), self._stacked([bias for _, bias in layer]))
             for layer in zip(*starts, strict=True)
         ]
         self._batch_generators = [np.random.default_rng(stream(seed, "mini-batches")) for seed in self.seeds]
@@ -252,6 +249,9 @@ class Simulation:
             for seed in self.seeds
         ]
         self._drawn = torch.empty(0)
+
+    def _stacked(self, arrays: list[np.ndarray]) -> Tensor:
+        return torch.from_numpy(np.stack(arrays)).to(self.device, self.dtype)
 
     def _next_batch(self) -> tuple[Tensor, Tensor]:
         """Samples [R, h b, features] and labels [R, h b], drawn with replacement from each training fold.
@@ -264,12 +264,12 @@ class Simulation:
             shape = (ROUNDS_DRAWN_AT_ONCE, cell.workers, cell.batch_size)
             drawn = np.empty((ROUNDS_DRAWN_AT_ONCE, self.replicas, self.honest * cell.batch_size), np.int64)
             for replica, (rng, training) in enumerate(zip(self._batch_generators, self._training, strict=True)):
-                index = training[rng.integers(len(training), size=shape)]
-                drawn[:, replica] = index[:, : self.honest].reshape(ROUNDS_DRAWN_AT_ONCE, -1)
+                of_all = training[rng.integers(len(training), size=shape)]
+                drawn[:, replica] = of_all[:, : self.honest].reshape(ROUNDS_DRAWN_AT_ONCE, -1)
             self._drawn = torch.from_numpy(drawn).to(self.device)
         index = self._drawn[turn]
         samples = self._features[index]
-        if self._shift is not None:
+        if self._shift is not None and self._scale is not None:
             samples = samples.sub_(self._shift).mul_(self._scale)
         return samples, self._labels[index]
 
