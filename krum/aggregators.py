@@ -172,7 +172,9 @@ def geometric_median(squared_distances: "Tensor", *, iterations: int = 1000, tol
     floor = 1e-12 * distances.amax((-2, -1))[..., None].sqrt() + 1e-300
     weights = present / present.sum(-1, keepdim=True)
     for _ in range(iterations):
-        to_vectors = (distances @ weights[..., None]).squeeze(-1)
+        to_vectors = (distances * weights[..., None, :]).sum(
+            -1
+        )  # as a matrix product, it would mix replicas' roundings
         squared = to_vectors - (weights * to_vectors).sum(-1, keepdim=True) / 2
         updated = present / squared.clamp(min=0).sqrt().clamp(min=floor)
         updated = updated / updated.sum(-1, keepdim=True)

@@ -26,7 +26,7 @@ def squared_distances(vectors: Tensor) -> Tensor:
     for start in range(0, d, columns):
         block = vectors[:, start : start + columns].double()
         finite &= block.isfinite().all(-1)
-        block -= block[reference].nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
+        block = block - block[reference].nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
         gram.addmm_(block, block.mT)
     distances = _from_gram(gram)
     norms = gram.diagonal()

@@ -1,0 +1,307 @@
+"""Every rule against the loop oracle, and the properties that rules promise."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from oracle import SCORES, chosen
+
+import krum
+from krum.aggregators import AGGREGATORS
+from krum.distances import squared_distances
+
+CHOOSING = list(SCORES)
+GRAM_RULES = [name for name, rule in AGGREGATORS.items() if rule.sees == "distances"]
+
+
+def chosen_by(name, vectors, f, **options):
+    weights = AGGREGATORS[name](squared_distances(torch.as_tensor(vectors)), f, **options)
+    return set(weights.nonzero().squeeze(-1).tolist())
+
+
+def check_against_oracle(name, vectors, f, m=None):
+    """The fast rule chooses what the oracle chooses, and `aggregate` returns just that."""
+    options = {} if m is None else {"m": m}
+    count = 1 if name != "multi-krum" else (len(vectors) - f if m is None else m)
+    expected = chosen(SCORES[name](vectors.tolist(), f), count)
+    assert chosen_by(name, vectors, f, **options) == set(expected)
+    result = krum.aggregate(vectors, name, f=f, **options)
+    assert result.dtype == vectors.dtype
+    if count == 1:
+        assert np.array_equal(result, vectors[expected[0]])
+    else:
+        mean = vectors[sorted(expected)].astype(np.float64).mean(0)
+        assert np.allclose(result, mean.astype(vectors.dtype), rtol=1e-6, atol=0)
+
+
+def normal(n, d, seed=0, dtype=np.float32):
+    return np.random.default_rng(seed).normal(size=(n, d)).astype(dtype)
+
+
+@pytest.mark.parametrize("name", CHOOSING)
+class TestOracleByName:
+    @pytest.mark.parametrize("n", [20, 40])
+    def test_common_offset(self, name, n):
+        for seed in range(10):
+            noise = normal(n, 50, seed, np.float64)
+            check_against_oracle(name, (1e4 + 1e-2 * noise).astype(np.float32), f=6)
+
+    @pytest.mark.parametrize("scale", [1e-20, 1e-10, 1e-3, 1.0, 1e6, 1e15])
+    def test_scales(self, name, scale):
+        check_against_oracle(name, (normal(20, 30, dtype=np.float64) * scale).astype(np.float32), f=6)
+        check_against_oracle(name, normal(20, 30, dtype=np.float64) * scale, f=6)
+
+    @pytest.mark.parametrize("scale", [1.0, 0.1, 1e15])
+    def test_duplicates_and_ties(self, name, scale):
+        for seed in range(20):
+            rng = np.random.default_rng(seed)
+            few = rng.normal(size=(4, 17)) * scale
+            check_against_oracle(name, few[rng.integers(4, size=23)], f=5)
+            check_against_oracle(name, rng.integers(-2, 3, size=(23, 2)).astype(np.float32), f=5)
+        check_against_oracle(name, np.zeros((9, 3)), f=2)
+        check_against_oracle(name, np.eye(9, dtype=np.float32), f=2)
+
+    def test_two_distant_clusters(self, name):
+        cluster = np.where(np.arange(20)[:, None] % 2, 1e6, -1e6)
+        check_against_oracle(name, cluster + 1e-3 * normal(20, 30, dtype=np.float64), f=6)
+
+    @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 1e30, -1e30])
+    @pytest.mark.parametrize("where", ["first", "last", "all of f", "one coordinate of the first", "one of each"])
+    def test_bad_workers(self, name, bad, where):
+        f, vectors = 6, normal(20, 30)
+        if where == "first":
+            vectors[0] = bad
+        elif where == "last":
+            vectors[-1] = bad
+        elif where == "all of f":
+            vectors[[0, 3, 4, 9, 18, 19]] = bad
+        elif where == "one coordinate of the first":
+            vectors[0, 0] = bad
+        else:
+            vectors[np.arange(f), np.arange(f)] = bad
+        check_against_oracle(name, vectors, f)
+
+    def test_bad_workers_of_all_kinds(self, name):
+        vectors = normal(20, 30)
+        vectors[0], vectors[1], vectors[2, 3], vectors[3] = np.nan, np.inf, 1e30, 1e30
+        vectors[4, ::2], vectors[5, 1::2] = -np.inf, np.nan
+        check_against_oracle(name, vectors, f=6)
+
+    @pytest.mark.parametrize("n", range(3, 61))
+    def test_every_n_at_its_largest_f(self, name, n):
+        check_against_oracle(name, normal(n, 8, seed=n), f=(n - 3) // 2)  # n = 2f + 3 for odd n
+        check_against_oracle(name, 100 + normal(n, 8, seed=n), f=0)
+
+
+@st.composite
+def problems(draw):
+    n = draw(st.integers(3, 60))
+    f = draw(st.integers(0, (n - 3) // 2))
+    d = draw(st.sampled_from([1, 2, 3, 7, 33]))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
+    kind = draw(st.sampled_from(["continuous", "lattice", "duplicates"]))
+    if kind == "lattice":
+        vectors = rng.integers(-3, 4, size=(n, d)) * 2.0 ** draw(st.integers(-30, 30))
+    else:
+        vectors = rng.normal(size=(n, d)) * 10.0 ** draw(st.integers(-12, 12))
+        if kind == "duplicates":
+            vectors = vectors[rng.integers(max(1, n // 3), size=n)]
+    vectors = vectors + draw(st.sampled_from([0.0, 0.0, 1024.0]))
+    bad = rng.choice(n, size=draw(st.integers(0, f)), replace=False)
+    exact = kind == "lattice"
+    for worker in bad:
+        value = draw(st.sampled_from([np.nan, np.inf, -np.inf, 1e30]))
+        exact &= value != 1e30
+        vectors[worker, slice(None) if draw(st.booleans()) else rng.integers(d)] = value
+    return vectors.astype(draw(st.sampled_from([np.float32, np.float64]))), f, exact
+
+
+@pytest.mark.parametrize("name", CHOOSING)
+@settings(max_examples=150, deadline=None)
+@given(problem=problems(), data=st.data())
+def test_oracle_on_drawn_inputs(name, problem, data):
+    """The same choice; where float64 cannot tell two scores apart (1e-11), one of equal score."""
+    vectors, f, exact = problem
+    m = data.draw(st.integers(1, len(vectors) - f)) if name == "multi-krum" else 1
+    options = {"m": m} if name == "multi-krum" else {}
+    scores = SCORES[name](vectors.tolist(), f)
+    expected, found = set(chosen(scores, m)), chosen_by(name, vectors, f, **options)
+    assert len(found) == m
+    for missed, taken in zip(
+        sorted(expected - found, key=scores.__getitem__), sorted(found - expected, key=scores.__getitem__), strict=True
+    ):
+        assert not (exact and len(np.unique(vectors[np.isfinite(vectors).all(1)], axis=0)) > 0), "exact arithmetic ties"
+        assert scores[taken] <= scores[missed] * (1 + 1e-11)
+
+
+@pytest.mark.parametrize("name", AGGREGATORS)
+class TestProperties:
+    """What every registered rule has. `vectors` are in general position: no ties."""
+
+    f = 3
+
+    def test_permutation(self, name):
+        vectors = normal(13, 9, dtype=np.float64)
+        order = np.random.default_rng(1).permutation(13)
+        before, after = krum.aggregate(vectors, name, f=self.f), krum.aggregate(vectors[order], name, f=self.f)
+        assert np.allclose(before, after, rtol=1e-9, atol=1e-9)
+
+    def test_translation(self, name):
+        vectors, shift = normal(13, 9, dtype=np.float64), 100 * normal(1, 9, 5, np.float64)
+        moved = krum.aggregate(vectors + shift, name, f=self.f)
+        assert np.allclose(moved, krum.aggregate(vectors, name, f=self.f) + shift, rtol=1e-7, atol=1e-7)
+
+    @pytest.mark.parametrize("scale", [1e-15, 1e-3, 7.0, 1e15])
+    def test_positive_scale(self, name, scale):
+        vectors = normal(13, 9, dtype=np.float64)
+        scaled = krum.aggregate(vectors * scale, name, f=self.f)
+        assert np.allclose(scaled, krum.aggregate(vectors, name, f=self.f) * scale, rtol=1e-7, atol=0)
+
+    def test_identical_vectors(self, name):
+        vectors = np.tile(normal(1, 9), (13, 1))
+        assert np.allclose(krum.aggregate(vectors, name, f=self.f), vectors[0], rtol=1e-6)
+
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+    def test_torch_dtypes(self, name, dtype):
+        vectors = torch.from_numpy(normal(13, 300)).to(dtype)
+        kept = vectors.clone()
+        result = krum.aggregate(vectors, name, f=self.f)
+        expected = krum.aggregate(vectors.double(), name, f=self.f)
+        assert result.dtype == dtype and result.shape == (300,)
+        assert torch.allclose(result.double(), expected, rtol=2 * torch.finfo(dtype).eps, atol=1e-6)
+        assert torch.equal(vectors, kept), "the input was changed"
+        assert result.data_ptr() not in [row.data_ptr() for row in vectors], "the result is a view of the input"
+
+    @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+    def test_numpy(self, name, dtype):
+        vectors = normal(13, 20).astype(dtype)
+        result = krum.aggregate(vectors, name, f=self.f)
+        assert isinstance(result, np.ndarray) and result.dtype == dtype
+        assert np.array_equal(result, krum.aggregate(torch.from_numpy(vectors), name, f=self.f).numpy())
+        read_only = vectors[::-1]
+        read_only.flags.writeable = False
+        assert np.allclose(krum.aggregate(read_only, name, f=self.f), result, rtol=1e-2, atol=1e-3)
+
+    def test_bad_vectors_do_no_harm(self, name):
+        if name == "average":
+            pytest.skip("averaging tolerates none")
+        vectors = normal(13, 20)
+        for bad in (np.nan, np.inf, -np.inf, 1e30):
+            hostile = vectors.copy()
+            hostile[[0, 5, 12]] = bad
+            result = krum.aggregate(hostile, name, f=self.f)
+            assert np.isfinite(result).all()
+            if not (name in ("medoid", "nearest-to-barycentre") and bad == 1e30):
+                assert np.abs(result).max() <= np.abs(vectors).max() + 1e-5
+
+    def test_blocks(self, name, monkeypatch):
+        vectors = normal(13, 1000, dtype=np.float64)
+        whole = krum.aggregate(vectors, name, f=self.f)
+        monkeypatch.setattr("krum.distances.BLOCK", 13 * 64)
+        assert np.allclose(krum.aggregate(vectors, name, f=self.f), whole, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", GRAM_RULES)
+def test_weights_are_those_of_aggregate(name):
+    vectors = normal(3 * 2 * 13, 9, dtype=np.float64).reshape(3, 2, 13, 9)
+    gram = vectors @ vectors.swapaxes(-1, -2)
+    weights = krum.weights(gram, name, f=3)
+    assert weights.shape == (3, 2, 13)
+    assert np.allclose(weights.sum(-1), 1)
+    for i in range(3):
+        for j in range(2):
+            expected = krum.aggregate(vectors[i, j], name, f=3)
+            assert np.allclose(weights[i, j] @ vectors[i, j], expected, rtol=1e-6, atol=1e-6)
+    half = krum.weights(torch.from_numpy(gram).float(), name, f=3)
+    assert half.dtype == torch.float32 and torch.allclose(half.double(), torch.from_numpy(weights), atol=1e-3)
+
+
+def test_weights_refuse_infinite_vectors():
+    vectors = normal(13, 9)
+    vectors[2] = np.nan
+    vectors[4] = 1e30
+    with np.errstate(over="ignore", invalid="ignore"):
+        gram = vectors @ vectors.T
+    weights = krum.weights(gram, "krum", f=3)
+    assert weights[[2, 4]].sum() == 0 and weights.sum() == 1
+
+
+def test_multi_krum_spans_krum_and_average():
+    vectors = normal(13, 9, dtype=np.float64)
+    krum_choice = krum.aggregate(vectors, "krum", f=3)
+    assert np.array_equal(krum.aggregate(vectors, "multi-krum", f=3, m=1), krum_choice)
+    everything = krum.aggregate(vectors, "multi-krum", f=3, m=13)
+    assert np.allclose(everything, krum.aggregate(vectors, "average"), rtol=1e-12)
+
+
+def test_geometric_median_is_optimal():
+    """At the minimum of the sum of distances, the unit vectors towards the points add up to nothing."""
+    for seed in range(5):
+        vectors = normal(12, 6, seed, np.float64)
+        vectors[0] *= 1e4
+        z = krum.aggregate(vectors, "geometric-median")
+        units = (vectors - z) / np.linalg.norm(vectors - z, axis=1, keepdims=True)
+        assert np.linalg.norm(units.sum(0)) < 1e-5
+    majority = np.vstack([np.tile([[1.0, 2.0]], (7, 1)), normal(5, 2, dtype=np.float64)])
+    assert np.allclose(krum.aggregate(majority, "geometric-median"), [1.0, 2.0], atol=1e-6)
+
+
+def test_vector_rules_against_numpy():
+    for n in (9, 12):
+        vectors = normal(n, 40, dtype=np.float64)
+        assert np.allclose(krum.aggregate(vectors, "median"), np.median(vectors, axis=0), rtol=1e-12)
+        middle = np.sort(vectors, axis=0)[3:-3].mean(0)
+        assert np.allclose(krum.aggregate(vectors, "trimmed-mean", f=3), middle, rtol=1e-12)
+
+
+def test_figure_2_barycentre_is_defeated_and_krum_is_not():
+    """One colluder far away shifts the barycentre onto the other one."""
+    honest = np.random.default_rng(0).normal(size=(11, 2))
+    n = 13
+    target = np.array([50.0, 50.0])
+    far = n * target - honest.sum(0) - target
+    vectors = np.vstack([honest, target, far])
+    assert np.array_equal(krum.aggregate(vectors, "nearest-to-barycentre"), target)
+    assert np.abs(krum.aggregate(vectors, "krum", f=2)).max() < 5
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "words"),
+    [
+        (lambda v: krum.aggregate(v, "krun", f=3), krum.InputError, "did you mean 'krum'"),
+        (lambda v: krum.aggregate(v, "krum"), krum.InputError, "f is missing"),
+        (
+            lambda v: krum.aggregate(v, "krum", f=6),
+            krum.InputError,
+            r"2f \+ 2 < n: found n = 13, f = 6; use .*f at most 5",
+        ),
+        (lambda v: krum.aggregate(v[:2], "krum", f=0), krum.InputError, "at least 3 workers"),
+        (lambda v: krum.aggregate(v, "trimmed-mean", f=7), krum.InputError, "2f < n"),
+        (lambda v: krum.aggregate(v, "krum", f=-1), krum.InputError, "f = -1"),
+        (lambda v: krum.aggregate(v, "krum", f=2.0), krum.InputError, "f = 2.0"),
+        (lambda v: krum.aggregate(v, "krum", f=True), krum.InputError, "f = True"),
+        (lambda v: krum.aggregate(v, "multi-krum", f=2, m=14), krum.InputError, "m = 14 of n = 13"),
+        (lambda v: krum.aggregate(v, "multi-krum", f=2, m=0), krum.InputError, "positive integer"),
+        (lambda v: krum.aggregate(v, "multi-krum", f=2, n=3), krum.InputError, "unknown option 'n'"),
+        (lambda v: krum.aggregate(v[0], "krum", f=2), krum.InputError, r"shape \(9,\); give \[n, d\]"),
+        (lambda v: krum.aggregate(v[:, :0], "krum", f=2), krum.InputError, r"shape \(13, 0\)"),
+        (lambda v: krum.aggregate(v.astype(int), "krum", f=2), TypeError, "int64"),
+        (lambda v: krum.aggregate(torch.ones(9, 9, dtype=torch.int32), "krum", f=2), TypeError, "int32"),
+        (lambda v: krum.aggregate(v.tolist(), "krum", f=2), TypeError, "found list"),
+        (
+            lambda v: krum.aggregate(np.where(np.eye(13, 9), np.nan, v), "krum", f=3),
+            krum.InputError,
+            "9 vectors hold NaN",
+        ),
+        (lambda v: krum.aggregate(np.where(np.eye(13, 9), np.inf, v), "median", f=3), krum.InputError, "but f = 3"),
+        (lambda v: krum.aggregate(np.full_like(v, np.nan), "average"), krum.InputError, "13 vectors hold NaN"),
+        (lambda v: krum.weights(v, "krum", f=2), krum.InputError, r"give \[..., n, n\]"),
+        (lambda v: krum.weights(v @ v.T, "median", f=2), krum.InputError, "call krum.aggregate"),
+        (lambda v: krum.weights(np.full((13, 13), np.nan), "krum", f=2), krum.InputError, "13 vectors hold NaN"),
+    ],
+)
+def test_bad_calls(call, error, words):
+    with pytest.raises(error, match=words) as caught:
+        call(normal(13, 9))
+    assert "\n" not in str(caught.value)

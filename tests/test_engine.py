@@ -1,0 +1,204 @@
+"""The Gram-space engine against gradients materialised one by one with autograd, in float64."""
+
+import numpy as np
+import pytest
+import torch
+
+import krum
+from krum.aggregators import AGGREGATORS
+from krum.attacks import ATTACKS
+from krum.gradients import cheaper_branch
+from krum.simulation import Simulation
+
+MODELS = [(("hidden", (7, 5)),), (("hidden", (6,)),), (("hidden", ()),)]
+BRANCHES = ["samples", "gradients", None]
+
+
+def autograd_gradient(parameters, replica, samples, labels):
+    """One replica's flat gradient of the mean cross-entropy, written with torch.nn."""
+    layers = []
+    for weight, bias in parameters:
+        layer = torch.nn.Linear(weight.shape[1], weight.shape[2], dtype=weight.dtype)
+        with torch.no_grad():
+            layer.weight.copy_(weight[replica].T)
+            layer.bias.copy_(bias[replica])
+        layers += [layer, torch.nn.ReLU()]
+    loss = torch.nn.functional.cross_entropy(torch.nn.Sequential(*layers[:-1])(samples), labels)
+    gradients = torch.autograd.grad(loss, [p for layer in layers[:-1:2] + layers[-2:-1] for p in layer.parameters()])
+    flat = []
+    for weight, bias in zip(gradients[: 2 * len(parameters) : 2], gradients[1::2], strict=False):
+        flat += [weight.T.flatten(), bias]
+    return torch.cat(flat[: 2 * len(parameters)])
+
+
+def flat_parameters(simulation):
+    return torch.cat([part.flatten(1) for pair in simulation.parameters for part in pair], 1).clone()
+
+
+def honest_gradients(simulation):
+    """What the honest workers of every replica send next, by autograd: [R, h, d]; draws the mini-batch."""
+    samples, labels = simulation._next_batch()
+    h, b = simulation.honest, simulation.cell.batch_size
+    return torch.stack(
+        [
+            torch.stack(
+                [
+                    autograd_gradient(
+                        simulation.parameters, r, samples[r, i * b : (i + 1) * b], labels[r, i * b : (i + 1) * b]
+                    )
+                    for i in range(h)
+                ]
+            )
+            for r in range(simulation.replicas)
+        ]
+    )
+
+
+def plain_byzantine(simulation, honest):
+    """The deterministic attacks by their definitions, on materialised vectors."""
+    f, attack = simulation.cell.byzantine, simulation.cell.attack
+    if attack == "sign-flip":
+        return -honest.mean(1, keepdim=True).expand(-1, f, -1)
+    if attack == "omniscient":
+        rows = []
+        for replica, training in enumerate(simulation._training):
+            samples = simulation._prepared(replica, torch.from_numpy(training))
+            gradient = autograd_gradient(simulation.parameters, replica, samples, simulation._labels[training])
+            rows.append(-100 * gradient / gradient.norm())
+        return torch.stack(rows)[:, None].expand(-1, f, -1)
+    raise NotImplementedError(attack)
+
+
+@pytest.mark.parametrize("branch", BRANCHES)
+@pytest.mark.parametrize("model", MODELS, ids=str)
+@pytest.mark.parametrize("attack", ATTACKS)
+@pytest.mark.parametrize("aggregator", AGGREGATORS)
+def test_step_equals_autograd(make_cell, few_samples, aggregator, attack, model, branch):
+    if AGGREGATORS[aggregator].sees == "vectors" and branch is not None:
+        pytest.skip("a vector rule needs no Gram matrix")
+    cell = make_cell(aggregator=aggregator, attack=attack, model_options=model)
+    build = {"samples": few_samples, "seeds": range(2), "dtype": torch.float64, "branch": branch, "device": "cpu"}
+    simulation, twin = Simulation(cell, **build), Simulation(cell, **build)
+    for _ in range(3):
+        before = flat_parameters(simulation)
+        assert torch.equal(before, flat_parameters(twin))
+        if attack == "gaussian":
+            with torch.inference_mode():
+                gradients, byzantine = twin.send()
+                if not AGGREGATORS[aggregator].fixed_weights and AGGREGATORS[aggregator].sees == "distances":
+                    twin.weigh(gradients, byzantine)
+                if aggregator == "average":  # the sum of the Byzantine vectors is all that averaging needs
+                    _, total = byzantine.weighted(torch.ones(2, cell.byzantine, dtype=torch.float64))
+                    sent = (total / cell.byzantine)[:, None].expand(-1, cell.byzantine, -1)
+                else:
+                    sent = byzantine.vectors()
+            fresh = Simulation(cell, **build)
+            fresh.parameters = [(w.clone(), b.clone()) for w, b in twin.parameters]
+            fresh.round, fresh._drawn = twin.round, twin._drawn
+            honest = honest_gradients(fresh)
+            vectors = torch.cat([honest, sent.clone()], 1)
+        else:
+            honest = honest_gradients(twin)
+            vectors = honest if attack == "none" else torch.cat([honest, plain_byzantine(twin, honest)], 1)
+        simulation.step()
+        with torch.no_grad():
+            moved = (before - flat_parameters(simulation)) / cell.learning_rate
+        for replica in range(2):
+            expected = krum.aggregate(vectors[replica], aggregator, f=cell.declared_f)
+            assert torch.allclose(
+                moved[replica], expected, rtol=1e-10, atol=1e-10 * max(1, float(expected.abs().max()))
+            )
+        twin.parameters = [(w.clone(), b.clone()) for w, b in simulation.parameters]
+        twin.round = simulation.round
+
+
+@pytest.mark.parametrize("branch", BRANCHES)
+def test_gram_matrix_and_inner_products(make_cell, few_samples, branch):
+    simulation = Simulation(make_cell(batch_size=3), few_samples, seeds=range(2), dtype=torch.float64, branch=branch)
+    with torch.inference_mode():
+        gradients, _ = simulation.send()
+        vectors = gradients.vectors()
+        assert torch.allclose(gradients.gram, vectors @ vectors.mT, rtol=1e-12, atol=1e-14)
+        other = torch.randn(2, 4, simulation.model.dimension, dtype=torch.float64)
+        assert torch.allclose(gradients.inner_products(other), vectors @ other.mT, rtol=1e-12, atol=1e-12)
+
+
+def test_both_branches_are_chosen():
+    assert cheaper_branch(20, 3, 784, 100) == "samples"
+    assert cheaper_branch(20, 100, 784, 100) == "gradients"
+
+
+class TestGaussian:
+    """The Gaussian attack, known first by its inner products."""
+
+    def drawn(self, make_cell, few_samples, seeds, **changes):
+        cell = make_cell(attack="gaussian", attack_options=(("standard_deviation", 2.0),), **changes)
+        simulation = Simulation(cell, few_samples, seeds=seeds, dtype=torch.float64)
+        with torch.inference_mode():
+            gradients, byzantine = simulation.send()
+            products = byzantine.inner_products()
+            return simulation, gradients, byzantine, products
+
+    @pytest.mark.parametrize("batch_size", [2, 1])
+    def test_formed_vectors_have_the_drawn_inner_products(self, make_cell, few_samples, batch_size):
+        _, gradients, byzantine, (with_honest, among) = self.drawn(
+            make_cell, few_samples, range(3), batch_size=batch_size
+        )
+        with torch.inference_mode():
+            vectors, honest = byzantine.vectors(), gradients.vectors()
+            assert torch.allclose(honest @ vectors.mT, with_honest, rtol=1e-9, atol=1e-9)
+            assert torch.allclose(vectors @ vectors.mT, among, rtol=1e-9, atol=1e-9)
+
+    def test_singular_honest_gradients(self, make_cell, few_samples):
+        """Workers with identical gradients, and with zero ones."""
+        _, gradients, byzantine, _ = self.drawn(make_cell, few_samples, range(2))
+        with torch.inference_mode():
+            for delta in gradients.deltas:
+                delta[:, 2:4] = delta[:, 0:2]
+                delta[:, 4:6] = 0
+            for x in gradients.inputs:
+                x[:, 2:4] = x[:, 0:2]
+            for cached in (gradients, byzantine):
+                cached.__dict__.pop("gram", None)
+                cached.__dict__.pop("_drawn", None)
+            with_honest, among = byzantine.inner_products()
+            assert torch.allclose(with_honest[:, 0], with_honest[:, 1], atol=1e-6)
+            assert torch.allclose(with_honest[:, 2], torch.zeros_like(with_honest[:, 2]), atol=1e-6)
+            vectors = byzantine.vectors()
+            assert torch.allclose(vectors @ vectors.mT, among, rtol=1e-6, atol=1e-6)
+
+    def test_distribution(self, make_cell, few_samples):
+        """Coordinates and squared lengths are those of N(0, 4 I): 400 replicas, bounds at five standard errors."""
+        simulation, gradients, byzantine, (with_honest, among) = self.drawn(make_cell, few_samples, range(400))
+        d, variance = simulation.model.dimension, 4.0
+        lengths = among.diagonal(dim1=1, dim2=2).flatten() / variance
+        assert abs(lengths.mean() - d) < 5 * np.sqrt(2 * d / lengths.numel())
+        assert abs(lengths.std() / np.sqrt(2 * d) - 1) < 0.15
+        crossed = among[:, 0, 1] / variance
+        assert abs(crossed.mean()) < 5 * np.sqrt(d / 400)
+        assert abs(crossed.std() / np.sqrt(d) - 1) < 0.2
+        normalised = with_honest / (2 * gradients.gram.diagonal(dim1=1, dim2=2).sqrt()[..., None])
+        assert abs(normalised.mean()) < 5 / np.sqrt(normalised.numel() / 7)
+        assert abs(normalised.std() - 1) < 0.1
+        with torch.inference_mode():
+            vectors = byzantine.vectors() / 2
+        assert abs(vectors.mean()) < 5 / np.sqrt(vectors.numel())
+        assert abs(vectors.std() - 1) < 5 / np.sqrt(vectors.numel())
+        each = vectors.flatten(0, 1)
+        assert each.mean(0).abs().max() < 5.5 / np.sqrt(len(each))
+
+    def test_sum_for_fixed_weights(self, make_cell, few_samples):
+        """Averaging draws one vector for the sum of all: N(0, 4 sum w^2 I)."""
+        cell = make_cell(attack="gaussian", attack_options=(("standard_deviation", 2.0),))
+        simulation = Simulation(cell, few_samples, seeds=range(50), dtype=torch.float64)
+        with torch.inference_mode():
+            _, byzantine = simulation.send()
+            _, total = byzantine.weighted(torch.full((50, 4), 0.25, dtype=torch.float64))
+        assert abs(total.std() - 1) < 5 / np.sqrt(total.numel())
+
+    def test_few_dimensions(self, make_cell, few_samples):
+        """Fewer parameters than workers: the vectors are drawn outright."""
+        cell = make_cell(attack="gaussian", workers=200, byzantine=80, declared_f=80, model_options=(("hidden", ()),))
+        simulation = Simulation(cell, few_samples, seeds=range(2))
+        simulation.step()
+        assert all(torch.isfinite(part).all() for pair in simulation.parameters for part in pair)

@@ -1,0 +1,142 @@
+"""Replicas that do not know of each other, and curves that are the same every time."""
+
+import numpy as np
+import pytest
+import torch
+
+from krum.aggregators import AGGREGATORS
+from krum.attacks import ATTACKS
+from krum.errors import InputError
+from krum.simulation import COLUMNS, Simulation, pick_device, simulate
+
+PAIRS = [(a, b) for a in AGGREGATORS for b in ATTACKS]
+
+
+def same(one, other, columns=COLUMNS):
+    return all(np.array_equal(one[c], other[c], equal_nan=one[c].dtype.kind == "f") for c in columns)
+
+
+@pytest.mark.parametrize(("aggregator", "attack"), PAIRS)
+def test_a_curve_does_not_depend_on_its_neighbours(make_cell, few_samples, aggregator, attack):
+    cell = make_cell(aggregator=aggregator, attack=attack)
+    together = simulate(cell, few_samples)
+    again = simulate(cell, few_samples)
+    assert same(together, again)
+    for seed in range(cell.seeds):
+        alone = simulate(cell, few_samples, seeds=[seed])
+        assert same({c: v[together["seed"] == seed] for c, v in together.items()}, alone)
+    backwards = simulate(cell, few_samples, seeds=[2, 0])
+    assert same({c: v[together["seed"] == 2] for c, v in together.items()}, {c: v[:3] for c, v in backwards.items()})
+
+
+@pytest.mark.parametrize(("aggregator", "attack"), PAIRS)
+def test_a_curve_does_not_depend_on_how_often_it_is_evaluated(make_cell, few_samples, aggregator, attack):
+    often = simulate(make_cell(aggregator=aggregator, attack=attack, evaluate_every=1), few_samples)
+    seldom = simulate(make_cell(aggregator=aggregator, attack=attack, evaluate_every=10), few_samples)
+    common = np.isin(often["round"], [0, 10, 20])
+    columns = [c for c in COLUMNS if c != "byzantine_weight"]
+    assert same({c: v[common] for c, v in often.items()}, seldom, columns)
+
+
+def test_thread_count_does_not_matter(make_cell, few_samples):
+    cell = make_cell(attack="gaussian", model_options=(("hidden", (100, 100)),))
+    one = simulate(cell, few_samples)
+    torch.set_num_threads(2)
+    try:
+        assert same(one, simulate(cell, few_samples))
+    finally:
+        torch.set_num_threads(1)
+
+
+@pytest.mark.parametrize(("aggregator", "attack"), PAIRS)
+def test_a_diverged_replica_is_recorded_and_harms_nobody(make_cell, few_samples, aggregator, attack):
+    cell = make_cell(aggregator=aggregator, attack=attack)
+    healthy, poisoned = (Simulation(cell, few_samples, seeds=range(3)) for _ in range(2))
+    with torch.inference_mode():
+        poisoned.parameters[0][0][1, 0, 0] = torch.nan
+    for simulation in (healthy, poisoned):
+        for _ in range(12):
+            simulation.step()
+    good, bad = healthy.record(), poisoned.record()
+    assert bad["diverged"] == [good["diverged"][0], True, good["diverged"][2]]
+    for column in COLUMNS:
+        for replica in (0, 2):
+            assert good[column][replica] == bad[column][replica] or np.isnan(good[column][replica])
+    labels = poisoned._held_out[1][1]
+    assert bad["test_error"][1] == pytest.approx((labels != 0).double().mean().item())
+
+
+def test_an_overflow_is_recorded_at_the_error_its_predictions_give(make_cell, few_samples):
+    columns = simulate(make_cell(aggregator="average", learning_rate=1e30), few_samples)
+    assert columns["diverged"][-1]
+    assert np.isfinite(columns["test_error"]).all()
+
+
+def test_byzantine_weight_says_who_is_chosen(make_cell, few_samples):
+    averaged = simulate(make_cell(aggregator="average", attack="gaussian"), few_samples)
+    assert np.isnan(averaged["byzantine_weight"][averaged["round"] == 0]).all()
+    assert np.allclose(averaged["byzantine_weight"][averaged["round"] > 0], 4 / 11)
+    chosen = simulate(make_cell(attack="gaussian"), few_samples)
+    assert (chosen["byzantine_weight"][chosen["round"] > 0] == 0).all()
+
+
+def test_rounds_that_are_no_multiple_of_the_evaluation_end_with_one(make_cell, few_samples):
+    columns = simulate(make_cell(rounds=17, evaluate_every=10, seeds=1), few_samples)
+    assert columns["round"].tolist() == [0, 10, 17]
+
+
+def test_seeds_share_folds_in_turn(make_cell, few_samples):
+    """Three seeds of a partition hold every sample out once; the next three, by another shuffle, too."""
+    simulation = Simulation(make_cell(), few_samples, seeds=range(6))
+    held_out = [set(range(90)) - set(training.tolist()) for training in simulation._training]
+    for partition in (held_out[:3], held_out[3:]):
+        assert sorted(sample for fold in partition for sample in fold) == list(range(90))
+    assert held_out[0] != held_out[3]
+
+
+def test_standardisation_is_fitted_on_the_training_fold(make_cell, few_samples):
+    simulation = Simulation(make_cell(), few_samples, seeds=range(3))
+    for replica, training in enumerate(simulation._training):
+        prepared = simulation._prepared(replica, torch.from_numpy(training)).double()
+        assert torch.allclose(prepared.mean(0), torch.zeros(57, dtype=torch.float64), atol=1e-5)
+        assert torch.allclose(prepared.std(0, correction=0), torch.ones(57, dtype=torch.float64), atol=1e-5)
+        assert simulation._held_out[replica][0].mean(0).abs().max() > 1e-3
+
+
+def test_no_array_of_all_gradients_is_formed(make_cell, few_samples):
+    """A round of a Gram rule makes no tensor of n x d numbers."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    cell = make_cell(attack="gaussian", model_options=(("hidden", (400,)),))
+    simulation = Simulation(cell, few_samples, seeds=[0])
+    simulation.step()
+
+    class Largest(TorchDispatchMode):
+        numel = 0
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            result = function(*args, **(kwargs or {}))
+            if isinstance(result, torch.Tensor):
+                self.numel = max(self.numel, result.numel())
+            return result
+
+    with Largest() as largest:
+        simulation.step()
+    assert largest.numel <= simulation.model.dimension
+
+
+def test_devices():
+    assert pick_device("cpu").type == "cpu"
+    with pytest.raises(InputError, match="auto, cpu or cuda"):
+        pick_device("gpu")
+    if not torch.cuda.is_available():
+        with pytest.raises(InputError, match="no CUDA device"):
+            pick_device("cuda")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_cuda_agrees_with_the_cpu(make_cell, few_samples):
+    """The same mini-batches and, without large noise, the same curves up to rounding."""
+    cell = make_cell(attack="gaussian")
+    cpu, cuda = (simulate(cell, few_samples, device=device) for device in ("cpu", "cuda"))
+    assert np.allclose(cpu["test_loss"], cuda["test_loss"], rtol=1e-3)
