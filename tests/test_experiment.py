@@ -1,0 +1,263 @@
+"""What may stand in an experiment, what may not, and what one hears about it: one line, before any work."""
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from krum import experiment, planning
+from krum.errors import InputError
+from krum.experiment import EXPERIMENTS, Cell
+
+ROOT = EXPERIMENTS.parent
+
+GOOD = {
+    "title": "t",
+    "claim": "c",
+    "grid": [{"dataset": "spambase", "aggregator": "krum", "attack": "gaussian", "byzantine_fraction": 0.33}],
+    "figure": {"kind": "curves"},
+}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for name in ("defaults.yaml", "schema.yaml"):
+        shutil.copy(EXPERIMENTS / name, tmp_path)
+    return tmp_path
+
+
+def write(folder, **changes):
+    document = {**GOOD, **changes}
+    path = folder / "mine.yaml"
+    path.write_text(yaml.safe_dump({key: value for key, value in document.items() if value is not ...}))
+    return path
+
+
+def block(**changes):
+    return {"grid": [{key: value for key, value in {**GOOD["grid"][0], **changes}.items() if value is not ...}]}
+
+
+BAD = {
+    "unknown aggregator": (block(aggregator="krun"), "grid[0]: unknown aggregator 'krun'; did you mean 'krum'?"),
+    "unknown attack": (block(attack="gausian"), "grid[0]: unknown attack 'gausian'; did you mean 'gaussian'?"),
+    "unknown data set": (block(dataset="mnits"), "unknown data set 'mnits'; did you mean 'mnist'?"),
+    "unknown model": (block(model={"name": "mpl", "hidden": [3]}), "unknown model 'mpl'; did you mean 'mlp'?"),
+    "unknown parameter": (block(bach_size=3), "grid[0]: unknown key 'bach_size'; did you mean 'batch_size'?"),
+    "unknown key": ({"titel": "x"}, "mine.yaml: unknown key 'titel'; did you mean 'title'?"),
+    "unknown figure kind": ({"figure": {"kind": "curve"}}, "figure.kind: found 'curve'; give curves"),
+    "unknown figure key": ({"figure": {"kind": "curves", "refrence": {}}}, "did you mean 'reference'?"),
+    "unknown reference": (
+        {"figure": {"kind": "curves", "reference": {"aggregator": "average"}}},
+        "figure.reference.aggregator: 'average' has no unattacked curve in the grid",
+    ),
+    "unknown option": (block(aggregator={"name": "multi-krum", "n": 3}), "unknown option 'n'"),
+    "option of a rule without": (block(aggregator={"name": "krum", "m": 3}), "krum: unknown option 'm'"),
+    "option out of range": (block(aggregator={"name": "multi-krum", "m": 21}), "m = 21 of n = 20"),
+    "option of wrong type": (block(aggregator={"name": "multi-krum", "m": 1.5}), "option m: found 1.5"),
+    "attack option negative": (
+        block(attack={"name": "gaussian", "standard_deviation": -1}),
+        "found -1; give a positive",
+    ),
+    "attack option not a number": (block(attack={"name": "gaussian", "standard_deviation": "big"}), "found 'big'"),
+    "attack option infinite": (block(attack={"name": "omniscient", "length": float("inf")}), "found inf"),
+    "model option missing": (block(model="mlp"), "model mlp: option hidden is missing"),
+    "hidden size zero": (block(model={"name": "mlp", "hidden": [10, 0]}), "found [10, 0]"),
+    "hidden no list": (block(model={"name": "mlp", "hidden": 10}), "found 10"),
+    "aggregator not a name": (block(aggregator=3), "grid[0].aggregator: found 3; give a name"),
+    "aggregator without name": (block(aggregator={"m": 3}), "name is missing"),
+    "workers zero": (block(workers=0), "grid[0].workers: found 0; give a positive number of workers"),
+    "workers negative": (block(workers=-20), "grid[0].workers: found -20"),
+    "workers a text": (block(workers="twenty"), "grid[0].workers: found 'twenty'"),
+    "workers a fraction": (block(workers=20.5), "grid[0].workers: found 20.5"),
+    "workers true": (block(workers=True), "grid[0].workers: found True"),
+    "batch zero": (block(batch_size=0), "grid[0].batch_size: found 0"),
+    "batch larger than the fold": (
+        block(batch_size=4141),
+        "batch_size 4141 is more than the training fold of spambase",
+    ),
+    "rounds zero": (block(rounds=0), "grid[0].rounds: found 0"),
+    "evaluation never": (block(evaluate_every=0), "grid[0].evaluate_every: found 0"),
+    "one fold": (block(folds=1), "grid[0].folds: found 1"),
+    "no seeds": (block(seeds=0), "grid[0].seeds: found 0"),
+    "learning rate zero": (block(learning_rate=0), "grid[0].learning_rate: found 0"),
+    "learning rate a text": (block(learning_rate="fast"), "grid[0].learning_rate: found 'fast'"),
+    "learning rate infinite": (block(learning_rate=float("inf")), "grid[0].learning_rate: found inf"),
+    "learning rate not a number": (block(learning_rate=float("nan")), "grid[0].learning_rate: found nan"),
+    "fraction negative": (block(byzantine_fraction=-0.1), "grid[0].byzantine_fraction: found -0.1"),
+    "fraction one": (block(byzantine_fraction=1), "grid[0].byzantine_fraction: found 1"),
+    "fraction a percentage": (block(byzantine_fraction="33 %"), "grid[0].byzantine_fraction: found '33 %'"),
+    "an element of a list": (block(batch_size=[3, "x"]), "grid[0].batch_size: found 'x'"),
+    "empty list": (block(batch_size=[]), "grid[0].batch_size: found an empty list"),
+    "outside the guarantee": (block(byzantine_fraction=0.45), "needs 2f + 2 < n: found n = 20, f = 9"),
+    "f outside the guarantee": (block(declared_f=9), "f at most 8, or say outside_guarantee: true"),
+    "f beyond any meaning": ({**block(declared_f=18), "outside_guarantee": True}, "n - f - 2 >= 1"),
+    "f not below n": (block(declared_f=20), "f is an integer from 0 to n - 1"),
+    "more declared than sensible": (block(declared_f=-1), "grid[0].declared_f: found -1"),
+    "outside_guarantee a text": ({"outside_guarantee": "yes, please"}, "outside_guarantee: found 'yes, please'"),
+    "no data set": (block(dataset=...), "dataset is missing"),
+    "no aggregator": (block(aggregator=...), "aggregator is missing"),
+    "no title": ({"title": ...}, "mine.yaml: title is missing"),
+    "empty title": ({"title": ""}, "title: found ''"),
+    "no grid": ({"grid": ...}, "grid is missing"),
+    "empty grid": ({"grid": []}, "grid: found []"),
+    "grid a mapping": ({"grid": {"dataset": "mnist"}}, "grid: found"),
+    "empty block": ({"grid": [{}]}, "grid[0]: found {}"),
+    "no figure": ({"figure": ...}, "figure is missing"),
+    "parameters unknown": ({"parameters": {"round": 10}}, "parameters: unknown key 'round'; did you mean 'rounds'?"),
+}
+
+
+@pytest.mark.parametrize("changes, words", BAD.values(), ids=BAD)
+def test_bad_experiments(folder, changes, words):
+    path = write(folder, **changes)
+    with pytest.raises(InputError) as caught:
+        experiment.load(path)
+    message = str(caught.value)
+    assert words in message
+    assert message.startswith(str(path)), "the file is named first"
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("title: [", "not valid YAML"),
+        ("- a", "an experiment is a mapping"),
+        ("", "an experiment is a mapping"),
+        ("title: a\ntitle: b", "key 'title' is given twice"),
+        ("1: a", "key 1 is not a text"),
+        ("title: !!python/object/apply:os.system [ls]", "not valid YAML"),
+        ("title: \x00", "not valid YAML"),
+        ("[" * 3000, "not valid YAML"),
+    ],
+)
+def test_bad_files(folder, text, words):
+    (folder / "mine.yaml").write_text(text)
+    with pytest.raises(InputError, match=re.escape(words)) as caught:
+        experiment.load(folder / "mine.yaml")
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_file(folder):
+    with pytest.raises(InputError, match="cannot be read"):
+        experiment.load(folder / "none.yaml")
+
+
+def test_bad_overrides(folder):
+    with pytest.raises(InputError, match="overrides: unknown key 'round'"):
+        experiment.load(write(folder), {"round": 3})
+
+
+@pytest.mark.parametrize(
+    "config, words",
+    [
+        ({"devise": "cpu"}, "unknown key 'devise'; did you mean 'device'?"),
+        ({"device": "gpu"}, "unknown device 'gpu'"),
+        ({"results": 3}, "results: found 3; give a folder"),
+        ({"overrides": {"rounds": -1}}, "overrides: rounds: found -1"),
+        ({"overrides": "rounds"}, "overrides: found 'rounds'"),
+    ],
+)
+def test_bad_configuration(config, words):
+    with pytest.raises(InputError) as caught:
+        planning.plan(ROOT, config)
+    assert words in str(caught.value)
+
+
+def test_a_bad_experiment_stops_snakemake_with_one_line_before_any_job(tmp_path):
+    for name in ("Snakefile", "environment.yml", "profiles", "krum", "experiments"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    (tmp_path / "experiments").unlink()
+    shutil.copytree(EXPERIMENTS, tmp_path / "experiments")
+    write(tmp_path / "experiments", **block(aggregator="krun"))
+    done = subprocess.run(
+        [sys.executable, "-m", "snakemake", "--cores", "1", "--quiet", "all"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode != 0
+    assert "unknown aggregator 'krun'; did you mean 'krum'?" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "results").exists() and not (tmp_path / "data").exists()
+
+
+# --------------------------------------------------------------------------------------------------- what is allowed
+
+
+def test_outside_guarantee_is_allowed_where_the_experiment_says_so_and_marked(folder):
+    (cell,) = experiment.load(write(folder, **block(byzantine_fraction=0.45), outside_guarantee=True)).cells
+    assert cell.byzantine == cell.declared_f == 9
+    assert cell.outside_guarantee
+    (inside,) = experiment.load(write(folder)).cells
+    assert not inside.outside_guarantee
+
+
+@pytest.mark.parametrize("fraction, workers, count", [(0.33, 20, 6), (0.45, 20, 9), (0.29, 100, 29), (0.15, 20, 3)])
+def test_counts_are_floors_of_the_decimal_fraction(folder, fraction, workers, count):
+    changes = block(byzantine_fraction=fraction, workers=workers, aggregator="average")
+    assert experiment.load(write(folder, **changes)).cells[0].byzantine == count
+
+
+def test_attack_none_has_no_byzantine_workers_and_declared_f_is_the_most_of_the_experiment(folder):
+    cells = experiment.load(write(folder, **block(attack=["none", "gaussian"]))).cells
+    assert [(cell.attack, cell.byzantine, cell.byzantine_fraction, cell.declared_f) for cell in cells] == [
+        ("none", 0, 0.0, 6),
+        ("gaussian", 6, 0.33, 6),
+    ]
+
+
+def test_lists_are_products_without_repetitions(folder):
+    cells = experiment.load(
+        write(folder, **block(batch_size=[3, 3, 5], attack=["none", "gaussian"], seeds=[1, 2]))
+    ).cells
+    assert len(cells) == 8
+
+
+def test_scientific_notation_is_a_number(folder):
+    path = write(folder)
+    path.write_text(path.read_text().replace("byzantine_fraction:", "learning_rate: 1e-2\n  byzantine_fraction:"))
+    assert experiment.load(path).cells[0].learning_rate == 0.01
+
+
+def test_cells_survive_their_text():
+    for spec in experiment.load_all().values():
+        for cell in spec.cells:
+            assert Cell.from_json(cell.to_json()) == cell
+
+
+def test_the_papers_figures():
+    """Figures 4 and 6 as the paper has them, and the cells that they share exist once."""
+    specs = experiment.load_all()
+    figure4, figure6 = specs["figure4"].cells, specs["figure6"].cells
+    for cell in figure4 + figure6:
+        assert (cell.workers, cell.batch_size, cell.rounds, cell.seeds, cell.folds) == (20, 3, 500, 10, 10)
+        assert (cell.attack, cell.byzantine) in [("none", 0), ("gaussian", 6)]
+        assert cell.declared_f == 6
+        assert dict(cell.model_options) == {"hidden": (100, 100) if cell.dataset == "spambase" else (100,)}
+    assert {(c.dataset, c.aggregator, c.byzantine) for c in figure4} == {
+        (d, a, f) for d in ("spambase", "mnist") for a in ("average", "krum") for f in (0, 6)
+    }
+    assert {(c.dataset, c.aggregator, c.byzantine) for c in figure6} == {
+        (d, a, f)
+        for d in ("spambase", "mnist")
+        for a, f in [("average", 0), ("krum", 0), ("krum", 6), ("multi-krum", 0), ("multi-krum", 6)]
+    }
+    plan = planning.plan(ROOT, {})
+    assert len(plan.cells) == len(set(figure4) | set(figure6)) == 12
+
+
+def test_planning_imports_no_torch():
+    code = "import krum, krum.planning, krum.store, sys; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+def test_every_experiment_file_is_described():
+    assert Path(EXPERIMENTS / "schema.yaml").is_file()
+    schema = yaml.safe_load((EXPERIMENTS / "schema.yaml").read_text())
+    for name, entry in schema["$defs"]["parameters"]["properties"].items():
+        assert "description" in entry or "$ref" in entry, name

@@ -1,0 +1,67 @@
+"""The paper's claims that Figures 4 and 6 carry, on the real data, as far as they are true (10 seeds each).
+
+The statements are those of the figures, not numbers of ours: a margin is the one that the statement names.
+"""
+
+from dataclasses import replace
+from functools import cache
+
+import numpy as np
+import pytest
+
+from krum import datasets, experiment
+from krum.simulation import simulate
+from krum.statistics import band
+
+ROUNDS = 500
+
+
+@cache
+def final_errors(dataset, aggregator, attack):
+    """The error after 500 rounds, one value per seed."""
+    if dataset == "mnist" and datasets._find(datasets.DATA, "MNIST/raw/train-images-idx3-ubyte") is None:
+        pytest.skip("MNIST is not there; `make data` gets it")
+    specs = experiment.load_all()
+    (cell,) = {
+        cell
+        for cell in specs["figure4"].cells + specs["figure6"].cells
+        if (cell.dataset, cell.aggregator, cell.attack) == (dataset, aggregator, attack)
+    }
+    columns = simulate(replace(cell, evaluate_every=ROUNDS), device="cpu")
+    return columns["test_error"][columns["round"] == ROUNDS]
+
+
+def mean(*what):
+    return final_errors(*what).mean()
+
+
+def upper_end(values):
+    """The upper end of the 95 % interval of the mean."""
+    return float(band(values[:, None])[2][0])
+
+
+@pytest.mark.parametrize("dataset", ["spambase", "mnist"])
+def test_averaging_without_attack_is_clearly_below_krum(dataset):
+    difference = final_errors(dataset, "average", "none") - final_errors(dataset, "krum", "none")
+    assert upper_end(difference) < 0
+
+
+def test_averaging_under_attack_stays_at_the_majority_class_on_spambase():
+    labels = datasets.load("spambase").labels
+    majority = min(labels.mean(), 1 - labels.mean())
+    assert mean("spambase", "average", "gaussian") == pytest.approx(majority, abs=0.02)
+
+
+def test_averaging_under_attack_is_far_above_its_unattacked_error_on_mnist():
+    assert mean("mnist", "average", "gaussian") > 2 * mean("mnist", "average", "none")
+
+
+@pytest.mark.parametrize("dataset", ["spambase", "mnist"])
+def test_krum_under_attack_is_at_least_as_good_as_without(dataset):
+    difference = final_errors(dataset, "krum", "gaussian") - final_errors(dataset, "krum", "none")
+    assert upper_end(difference) < 0.01
+
+
+def test_multi_krum_under_attack_is_as_good_as_averaging_without_on_spambase():
+    difference = final_errors("spambase", "multi-krum", "gaussian") - final_errors("spambase", "average", "none")
+    assert np.abs(difference.mean()) < 0.02

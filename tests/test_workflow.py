@@ -1,0 +1,163 @@
+"""The Snakemake workflow, run for real on a small experiment in a copy of the project."""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parent.parent
+
+EXPERIMENT = """
+title: small
+claim: none
+parameters: {rounds: 30, seeds: 2}
+grid:
+  - dataset: spambase
+    aggregator: [average, krum, median]
+    attack: [none, gaussian]
+    byzantine_fraction: 0.33
+figure: {kind: curves}
+"""
+OTHER = EXPERIMENT.replace("[average, krum, median]", "[krum, medoid]").replace("small", "other")
+
+
+@pytest.fixture
+def project(tmp_path):
+    """A copy of the project with two small experiments that share two cells."""
+    for name in ("krum", "profiles"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("Snakefile", "environment.yml"):
+        shutil.copy(ROOT / name, tmp_path)
+    for folder in ("data", "experiments"):
+        (tmp_path / folder).mkdir()
+    shutil.copy(ROOT / "data" / "spambase.data.gz", tmp_path / "data")
+    for name in ("defaults", "schema"):
+        shutil.copy(ROOT / "experiments" / f"{name}.yaml", tmp_path / "experiments")
+    (tmp_path / "experiments" / "small.yaml").write_text(EXPERIMENT)
+    (tmp_path / "experiments" / "other.yaml").write_text(OTHER)
+    return tmp_path
+
+
+def snakemake(project, *arguments, check=True):
+    command = [sys.executable, "-m", "snakemake", "--cores", "2", *arguments]
+    done = subprocess.run(command, cwd=project, capture_output=True, text=True, check=False)
+    assert not check or done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def jobs(output):
+    """Planned jobs by rule, from Snakemake's table."""
+    return {rule: int(count) for rule, count in re.findall(r"^(\w+) +(\d+)$", output, re.MULTILINE)}
+
+
+def results(project):
+    return {path.relative_to(project): path.read_bytes() for path in sorted((project / "results").rglob("*.parquet"))}
+
+
+def edit(project, file, before, after):
+    path = project / file
+    text = path.read_text()
+    assert text.count(before) == 1, f"{before!r} stands {text.count(before)} times in {file}"
+    path.write_text(text.replace(before, after))
+
+
+def test_workflow(project):
+    """Shared cells run once; a target of its own per figure; an edit reruns what it touches, and nothing else."""
+    assert jobs(snakemake(project, "-n"))["curve"] == 8
+    assert jobs(snakemake(project, "-n", "small"))["curve"] == 6
+    output = snakemake(project)
+    assert "Figures: figures/*.png" in output
+    for name in ("small", "other"):
+        for ending in ("png", "pdf"):
+            assert (project / "figures" / f"{name}.{ending}").stat().st_size > 1000
+    assert "Nothing to be done" in snakemake(project, "-n")
+    first = results(project)
+    assert not any(path.name.startswith(".") for path in (project / "results").rglob("*"))
+
+    edit(
+        project,
+        "krum/aggregators.py",
+        "return _indicator(_krum_scores(squared_distances, f), 1)",
+        "return 1 * _indicator(_krum_scores(squared_distances, f), 1)",
+    )
+    assert jobs(snakemake(project, "-n"))["curve"] == 2, "krum without and with attack"
+    edit(
+        project,
+        "krum/attacks.py",
+        "return adversary.gaussian(standard_deviation)",
+        "return adversary.gaussian(1 * standard_deviation)",
+    )
+    assert jobs(snakemake(project, "-n"))["curve"] == 5, "krum, and every other curve under gaussian"
+    edit(project, "krum/plots.py", '"cross-validation error"', '"error"')
+    planned = jobs(snakemake(project, "-n"))
+    assert planned["curve"] == 5 and planned["figure"] == 2
+    edit(project, "krum/simulation.py", "SAMPLES_AT_ONCE = 4096", "SAMPLES_AT_ONCE = 2048")
+    assert jobs(snakemake(project, "-n"))["curve"] == 8
+    snakemake(project)
+    again = results(project)
+    curves = [path for path in first if path.parent.name == "curves"]
+    assert len(curves) == 8 and all(first[path] != again[path] for path in curves), "their code digest has changed"
+
+
+def test_a_killed_run_resumes_and_ends_in_the_same_bytes(project, tmp_path_factory):
+    undisturbed = tmp_path_factory.mktemp("undisturbed") / "project"
+    shutil.copytree(project, undisturbed)
+    snakemake(undisturbed, "--configfile", "profiles/smoke.yaml")
+    for delay in (4.0, 6.0):
+        command = [sys.executable, "-m", "snakemake", "--cores", "2", "--configfile", "profiles/smoke.yaml"]
+        running = subprocess.Popen(
+            command, cwd=project, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+        )
+        time.sleep(delay)
+        os.killpg(running.pid, signal.SIGKILL)
+        running.wait()
+        subprocess.run(["pkill", "-9", "-f", str(project)], check=False)
+    snakemake(project, "--unlock", check=False)
+    snakemake(project, "--configfile", "profiles/smoke.yaml")
+    assert results(project) == results(undisturbed)
+
+
+def test_bad_input_is_heard_before_any_job(project):
+    (project / "data" / "spambase.data").write_text("not spambase")
+    output = snakemake(project, check=False)
+    assert "spambase.data" in output and "expected sha256:ebec58" in output and "delete it" in output
+    assert not list((project / "results").rglob("*.parquet"))
+    assert "Traceback" not in output
+
+
+def test_environment_yml_installs_requirements_txt_and_nothing_else():
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    assert environment["dependencies"] == ["python >=3.11", "pip", {"pip": ["-r requirements.txt"]}]
+
+
+def test_every_direct_dependency_is_pinned():
+    lines = [line.split("#")[0].strip() for line in (ROOT / "requirements.txt").read_text().splitlines()]
+    pins = [re.fullmatch(r"([\w-]+)(\[\w+\])?==[\w.]+", line) for line in lines if line]
+    assert all(pins)
+    names = {pin[1].lower().replace("_", "-") for pin in pins if pin}
+    known_as = {"sklearn": "scikit-learn", "yaml": "pyyaml"}
+    imported = set()
+    for path in [*(ROOT / "krum").glob("*.py"), *(ROOT / "tests").glob("*.py"), *(ROOT / "benchmarks").glob("*.py")]:
+        for module in re.findall(r"^\s*(?:import|from) (\w+)", path.read_text(), re.MULTILINE):
+            imported.add(known_as.get(module, module))
+    own = {"krum", "oracle", "conftest"} | {path.stem for path in (ROOT / "benchmarks").glob("*.py")}
+    assert {name for name in imported - own if name not in sys.stdlib_module_names} <= names
+
+
+def test_readme_commands_exist():
+    """Every make target, snakemake target and file that the README names is there."""
+    text = (ROOT / "README.md").read_text()
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert set(re.findall(r"\bmake ([a-z]+)\b", "\n".join(re.findall(r"^    .*$", text, re.MULTILINE)))) <= targets
+    experiments = {path.stem for path in (ROOT / "experiments").glob("*.yaml")}
+    for target in re.findall(r"snakemake (\w+)\b", text):
+        assert target in experiments
+    for link in re.findall(r"\]\(([\w./-]+)\)", text):
+        assert (ROOT / link).exists(), link
