@@ -1,12 +1,12 @@
 """Speed of the simulation: replica-rounds per second, without and with evaluation. Prints a table.
 
-    python benchmarks/simulation.py [--threads 2] [--device cpu] [--repeat 3]
+    python benchmarks/simulation.py [--threads 2] [--device cpu] [--repeat 5]
 
 A replica-round is one synchronous round of one seed: every worker's forward and backward pass, the attack, the rule
-and the step. Cells are measured in turn, `--repeat` times over, and the median is printed, so that a busy moment of the
-machine falls on all alike. "with evaluation" adds one evaluation on the held-out fold every 10 rounds, as in the
-experiments. The limit is the multiply-adds of one forward and backward pass of the honest workers' samples at the matrix
-rate that this machine reaches on a square product of 1024.
+and the step. Cells are measured in turn, `--repeat` times over, and the median is printed, so that a busy moment of
+the machine falls on all alike. "with evaluation" adds one evaluation on the held-out fold every 10 rounds, as in the
+experiments. The limit is the multiply-adds of one forward and backward pass of the honest workers' samples at the
+matrix rate that this machine reaches on a square product of 1024.
 """
 
 import argparse
