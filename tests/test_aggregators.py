@@ -109,7 +109,7 @@ def problems(draw):
             vectors = vectors[rng.integers(max(1, n // 3), size=n)]
     vectors = vectors + draw(st.sampled_from([0.0, 0.0, 1024.0]))
     bad = rng.choice(n, size=draw(st.integers(0, f)), replace=False)
-    exact = kind == "lattice"
+    exact = kind == "lattice"  # small multiples of one power of two
     for worker in bad:
         value = draw(st.sampled_from([np.nan, np.inf, -np.inf, 1e30]))
         exact &= value != 1e30
@@ -131,7 +131,7 @@ def test_oracle_on_drawn_inputs(name, problem, data):
     for missed, taken in zip(
         sorted(expected - found, key=scores.__getitem__), sorted(found - expected, key=scores.__getitem__), strict=True
     ):
-        assert not (exact and len(np.unique(vectors[np.isfinite(vectors).all(1)], axis=0)) > 0), "exact arithmetic ties"
+        assert not exact or name == "medoid", "sums of integers are exact; only the medoid's square roots are rounded"
         assert scores[taken] <= scores[missed] * (1 + 1e-11)
 
 
