@@ -7,6 +7,7 @@ sys.path.insert(0, workflow.basedir)
 from krum import planning
 
 planning.prefer_this_python()
+planning.clear_stale_locks()
 PLAN = planning.plan_or_exit(workflow.basedir, config)
 RESULTS, FIGURES = PLAN.results, PLAN.figures
 

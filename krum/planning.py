@@ -7,7 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
+
+try:
+    import fcntl
+except ImportError:  # not on Windows
+    fcntl = None  # type: ignore[assignment]
 
 from krum import experiment, provenance
 from krum.errors import InputError, unknown
@@ -69,6 +74,28 @@ def prefer_this_python() -> None:
     """Let the jobs' `python` be the one that runs Snakemake, also where its environment is not activated."""
     folder = str(Path(sys.executable).parent)
     os.environ["PATH"] = os.pathsep.join([folder, os.environ.get("PATH", "")])
+
+
+def clear_stale_locks(state: Path = Path(".snakemake")) -> None:
+    """Remove the lock of a Snakemake that was killed here, so that the next one resumes its work unasked.
+
+    Every run in this folder holds an operating-system lock, which ends with its process however that ends. Whoever
+    gets it knows that no other run is alive, and that Snakemake's own lock files are left over.
+    """
+    if fcntl is None or "--mode" in sys.argv:  # a job that some executor started, within a living run
+        return
+    try:
+        state.mkdir(exist_ok=True)
+        handle = (state / "alive").open("w")
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        for lock in (state / "locks").glob("*.lock"):
+            lock.unlink()
+    except OSError:  # another run is alive, or the file system cannot tell: Snakemake decides
+        return
+    _HELD.append(handle)
+
+
+_HELD: list[IO[str]] = []  # open for as long as this process lives
 
 
 def plan_or_exit(root: str, config: Mapping[str, Any]) -> Plan:

@@ -119,9 +119,24 @@ def test_a_killed_run_resumes_and_ends_in_the_same_bytes(project, tmp_path_facto
         os.killpg(running.pid, signal.SIGKILL)
         running.wait()
         subprocess.run(["pkill", "-9", "-f", str(project)], check=False)
-    snakemake(project, "--unlock", check=False)
+    assert list((project / ".snakemake" / "locks").iterdir()), "it was killed at work"
     snakemake(project, "--configfile", "profiles/smoke.yaml")
     assert results(project) == results(undisturbed)
+
+
+def test_a_living_run_keeps_its_lock(project):
+    running = subprocess.Popen(
+        [sys.executable, "-m", "snakemake", "--cores", "1"],
+        cwd=project,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    locks = project / ".snakemake" / "locks"
+    while running.poll() is None and not (locks.is_dir() and list(locks.iterdir())):
+        time.sleep(0.05)
+    output = snakemake(project, "--cores", "1", check=False)
+    assert "cannot be locked" in output
+    assert running.wait() == 0
 
 
 def test_bad_input_is_heard_before_any_job(project):
