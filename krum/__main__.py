@@ -29,6 +29,8 @@ def curve(arguments: argparse.Namespace) -> None:
     except (ValueError, TypeError, KeyError) as error:
         raise InputError(f"--cell: not a cell ({error}); take one from `python -m krum cells`") from None
     device = simulation.pick_device(arguments.device)
+    if arguments.threads < 1:
+        raise InputError(f"--threads: found {arguments.threads}; give a positive number")
     torch.set_num_threads(arguments.threads)
     columns = simulation.simulate(cell, device=arguments.device, progress=_progress(cell))
     source = {
@@ -42,7 +44,11 @@ def curve(arguments: argparse.Namespace) -> None:
 
 def collect(arguments: argparse.Namespace) -> None:
     """Join an experiment's curves into its results."""
-    spec = experiment.load(arguments.experiment, json.loads(arguments.overrides))
+    try:
+        overrides = json.loads(arguments.overrides)
+    except ValueError as error:
+        raise InputError(f"--overrides: not JSON ({error})") from None
+    spec = experiment.load(arguments.experiment, overrides)
     source = {
         "experiment": {"name": spec.name, "title": spec.title, "claim": spec.claim, "figure": dict(spec.figure)},
         "yaml": spec.source,

@@ -29,6 +29,7 @@ from krum.registry import check_options, lookup
 
 EXPERIMENTS = Path(__file__).resolve().parent.parent / "experiments"
 NOT_EXPERIMENTS = ("defaults", "schema")
+TAKEN = ("all", "curve", "data", "figure", "results")  # the workflow's rules; an experiment is a target like them
 
 Options = tuple[tuple[str, Any], ...]
 
@@ -108,6 +109,11 @@ def load_all(folder: Path = EXPERIMENTS, overrides: Mapping[str, Any] | None = N
 def load(path: Path | str, overrides: Mapping[str, Any] | None = None) -> Experiment:
     """One experiment. `overrides` are parameters that win over everything in the file, for a small run."""
     path = Path(path)
+    if path.stem in TAKEN or not re.fullmatch(r"[a-z][a-z0-9_-]*", path.stem):
+        raise InputError(
+            f"{path}: the file's name names the experiment; give small letters, digits, - and _, "
+            f"and none of {', '.join(TAKEN)}"
+        )
     document, source = _read(path)
     defaults_path = path.parent / "defaults.yaml"
     defaults, _ = _read(defaults_path)

@@ -142,6 +142,13 @@ def test_bad_files(folder, text, words):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["data", "all", "Figure 7", "a+b", "-x"])
+def test_bad_names(folder, name):
+    path = write(folder).rename(folder / f"{name}.yaml")
+    with pytest.raises(InputError, match="the file's name names the experiment"):
+        experiment.load(path)
+
+
 def test_missing_file(folder):
     with pytest.raises(InputError, match="cannot be read"):
         experiment.load(folder / "none.yaml")

@@ -117,6 +117,14 @@ def test_bad_cell_on_the_command_line(tmp_path, capsys):
         assert "--cell: not a cell" in capsys.readouterr().err
 
 
+def test_bad_threads_and_device(make_cell, tmp_path, capsys):
+    curve = ["curve", "--cell", make_cell().to_json(), "--output", str(tmp_path / "x.parquet")]
+    for option, value in (("--threads", "0"), ("--device", "gpu")):
+        assert cli.main([*curve, option, value]) == 1
+        assert f"found {value}" in capsys.readouterr().err.replace("'", "")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_parquet_holds_no_clock(make_cell, few_samples, tmp_path):
     store.write_curve(make_cell(), simulate(make_cell(), few_samples), tmp_path / "c.parquet", {})
     metadata = pq.read_metadata(tmp_path / "c.parquet")

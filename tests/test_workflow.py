@@ -41,7 +41,7 @@ def project(tmp_path):
     for name in ("defaults", "schema"):
         shutil.copy(ROOT / "experiments" / f"{name}.yaml", tmp_path / "experiments")
     (tmp_path / "experiments" / "small.yaml").write_text(EXPERIMENT)
-    (tmp_path / "experiments" / "other.yaml").write_text(OTHER)
+    (tmp_path / "experiments" / "the-other.yaml").write_text(OTHER)
     return tmp_path
 
 
@@ -72,9 +72,10 @@ def test_workflow(project):
     """Shared cells run once; a target of its own per figure; an edit reruns what it touches, and nothing else."""
     assert jobs(snakemake(project, "-n"))["curve"] == 8
     assert jobs(snakemake(project, "-n", "small"))["curve"] == 6
+    assert jobs(snakemake(project, "-n", "the-other"))["curve"] == 4
     output = snakemake(project)
     assert "Figures: figures/*.png" in output
-    for name in ("small", "other"):
+    for name in ("small", "the-other"):
         for ending in ("png", "pdf"):
             assert (project / "figures" / f"{name}.{ending}").stat().st_size > 1000
     assert "Nothing to be done" in snakemake(project, "-n")
