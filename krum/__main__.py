@@ -49,6 +49,10 @@ def collect(arguments: argparse.Namespace) -> None:
     except ValueError as error:
         raise InputError(f"--overrides: not JSON ({error})") from None
     spec = experiment.load(arguments.experiment, overrides)
+    for path in arguments.curves:
+        _, found = store.read(path)
+        if found["code"] != provenance.code_digest(experiment.Cell.from_json(json.dumps(found["cell"]))):
+            raise InputError(f"{path}: computed by other code than today's; delete it and run snakemake again")
     source = {
         "experiment": {"name": spec.name, "title": spec.title, "claim": spec.claim, "figure": dict(spec.figure)},
         "yaml": spec.source,

@@ -32,7 +32,8 @@ def aggregate(vectors: Array, aggregator: str = "krum", f: int | None = None, **
     Raises:
         TypeError: `vectors` is not a floating-point tensor or array.
         InputError (a ValueError): unknown rule or option, wrong shape, too few vectors for f, or more than f
-            vectors with a NaN or an infinity. Up to f of them are infinitely far away and never chosen.
+            vectors with a NaN or an infinity. Up to f of them count as infinitely far away; a rule that would give
+            them weight all the same, such as "average", is refused.
 
     >>> import numpy as np
     >>> honest = np.array([[1.0, 2.0], [1.1, 2.0], [1.0, 2.1], [0.9, 2.0]])
@@ -49,8 +50,11 @@ def aggregate(vectors: Array, aggregator: str = "krum", f: int | None = None, **
         result = _by_coordinates(rule, tensor, f, options)
     else:
         squared = distances.squared_distances(tensor)
-        _refuse_too_many(~squared.diagonal().isfinite(), f)
-        result = combine(rule(squared, f, **options), tensor)
+        infinite = ~squared.diagonal().isfinite()
+        _refuse_too_many(infinite, f)
+        chosen = rule(squared, f, **options)
+        _refuse_weighted(rule, infinite, chosen)
+        result = combine(chosen, tensor)
     return result.numpy() if isinstance(vectors, np.ndarray) else result
 
 
@@ -82,8 +86,12 @@ def weights(gram: Array, aggregator: str = "krum", f: int | None = None, **optio
         raise InputError(f"{rule.name} needs the vectors' coordinates and has no weights; call krum.aggregate")
     rule.check(tensor.shape[-1], f, options)
     squared = distances.from_gram(tensor)
-    _refuse_too_many(~squared.diagonal(dim1=-2, dim2=-1).isfinite(), 0 if f is None else f)
+    infinite = ~squared.diagonal(dim1=-2, dim2=-1).isfinite()
+    _refuse_too_many(infinite, 0 if f is None else f)
+    if bool((squared.isinf() & ~infinite[..., :, None] & ~infinite[..., None, :]).any()):
+        raise InputError("gram: found NaN or infinity between vectors of finite length; give their inner products")
     result = rule(squared, f, **options).to(tensor.dtype)
+    _refuse_weighted(rule, infinite, result)
     return result.numpy() if isinstance(gram, np.ndarray) else result
 
 
@@ -125,6 +133,15 @@ def _as_tensor(array: Tensor | np.ndarray, what: str) -> Tensor:
     if not array.is_floating_point():
         raise TypeError(f"{what}: found a tensor of {array.dtype}; give a floating dtype")
     return array.detach()
+
+
+def _refuse_weighted(rule: Aggregator, infinite: Tensor, weights: Tensor) -> None:
+    if bool((infinite & (weights != 0)).any()):
+        bad = (infinite & (weights != 0)).reshape(-1, infinite.shape[-1]).any(0).nonzero().squeeze(-1).tolist()
+        raise InputError(
+            f"{rule.name} with these options gives weight to vectors that hold NaN or infinity (rows {bad[:10]}); "
+            f"drop them or take a rule that tolerates them, such as krum"
+        )
 
 
 def _refuse_too_many(bad: Tensor, f: int) -> None:

@@ -17,6 +17,7 @@ imported here, so that experiments can be validated and planned without it.
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from numbers import Integral
 from typing import TYPE_CHECKING, Any, Literal
 
 from krum.errors import InputError
@@ -61,7 +62,7 @@ class Aggregator:
             if self.needs_f:
                 raise InputError(f"{self.name}: f is missing; declare how many of the {n} workers may be Byzantine")
             f = 0
-        if isinstance(f, bool) or not isinstance(f, int) or not 0 <= f < n:
+        if isinstance(f, bool) or not isinstance(f, Integral) or not 0 <= f < n:
             raise InputError(f"{self.name}: f = {f!r} with n = {n}; f is an integer from 0 to n - 1")
         if not self.within_guarantee(n, f):
             least = self.least_workers(f)
@@ -123,7 +124,7 @@ def krum(squared_distances: "Tensor", f: int) -> "Tensor":
     `s(i) = sum over i -> j of ||V_i - V_j||^2`, where `i -> j` holds for the n - f - 2 vectors V_j, j != i, closest
     to V_i (Blanchard et al., 2017, section 4). O(n^2 d) with the distances.
     """
-    return _indicator(_krum_scores(squared_distances, f), 1)
+    return _indicator(_krum_scores(squared_distances, f), 1, squared_distances)
 
 
 @gram_rule(guarantee=_KRUM)
@@ -134,13 +135,13 @@ def multi_krum(squared_distances: "Tensor", f: int, *, m: int | None = None) -> 
     """
     n = squared_distances.shape[-1]
     m = n - f if m is None else m
-    return _indicator(_krum_scores(squared_distances, f), m) / m
+    return _indicator(_krum_scores(squared_distances, f), m, squared_distances) / m
 
 
 @gram_rule()
 def medoid(squared_distances: "Tensor") -> "Tensor":
     """The vector with the least sum of distances (not squared) to the others, the smallest index on a tie."""
-    return _indicator(_without_infinite_vectors(squared_distances).sqrt().sum(-1), 1)
+    return _indicator(_without_infinite_vectors(squared_distances).sqrt().sum(-1), 1, squared_distances)
 
 
 @gram_rule()
@@ -150,34 +151,43 @@ def nearest_to_barycentre(squared_distances: "Tensor") -> "Tensor":
     It is the vector nearest the barycentre, since `sum_j ||V_i - V_j||^2 = n ||V_i - mean||^2 + constant`. Two
     colluding workers defeat it (Figure 2 of Blanchard et al., 2017).
     """
-    return _indicator(_without_infinite_vectors(squared_distances).sum(-1), 1)
+    return _indicator(_without_infinite_vectors(squared_distances).sum(-1), 1, squared_distances)
 
 
 @gram_rule()
 def geometric_median(squared_distances: "Tensor", *, iterations: int = 1000, tolerance: float = 1e-9) -> "Tensor":
     """The point z with the least `sum_i ||z - V_i||`, by Weiszfeld's iteration on its weights.
 
-    With `z = sum_i w_i V_i` and `sum_i w_i = 1`: `||z - V_i||^2 = sum_j w_j D_ij - 1/2 w^T D w`, and the iteration is
-    `w_i <- 1/||z - V_i||`, normalised (Weiszfeld, 1937). It ends when no weight moves by more than `tolerance`. A
-    vector more than 1e7 times as far away as the typical one gets weight 0: float64 no longer holds its direction.
+    With `z = sum_i w_i V_i`, `sum_i w_i = 1` and D the squared distances: `||z - V_i||^2 = (D w)_i - 1/2 w^T D w`, and
+    the iteration is `w_i <- 1/||z - V_i||`, normalised (Weiszfeld, 1937). Where z lies on vectors, e of them, the step
+    towards the others' T is `z <- (1 - s) T + s z` with `s = min(1, e / ||sum_i (V_i - z)/||V_i - z|| ||)` (Vardi and
+    Zhang, 2000). It ends when no weight moves by more than `tolerance`. A vector more than 1e7 times as far away as
+    the typical one gets weight 0: float64 no longer holds its direction.
     """
-    finite = squared_distances.isfinite()
-    distances = squared_distances.where(finite, 0.0)
     to_centre = _without_infinite_vectors(squared_distances).sqrt().sum(-1).argmin(-1)[..., None, None]
     from_centre = squared_distances.take_along_dim(to_centre, -2).squeeze(-2)
-    typical = from_centre.nanmedian(-1, keepdim=True).values
-    present = (from_centre <= 1e14 * typical).to(distances.dtype)
-    pairs = present[..., :, None] * present[..., None, :]
-    distances = distances * pairs
-    floor = 1e-12 * distances.amax((-2, -1))[..., None].sqrt() + 1e-300
+    finite = ~_infinite(squared_distances)
+    typical = from_centre.masked_fill(~finite, float("nan")).nanmedian(-1, keepdim=True).values
+    present = (finite & (from_centre <= 1e14 * typical)).to(squared_distances.dtype)
+    both = (present[..., :, None] * present[..., None, :]) > 0
+    distances = squared_distances.where(both, 0.0)
+
+    def times_distances(weights: "Tensor") -> "Tensor":
+        return (distances * weights[..., None, :]).sum(-1)  # as a matrix product, it would mix replicas' roundings
+
     weights = present / present.sum(-1, keepdim=True)
     for _ in range(iterations):
-        to_vectors = (distances * weights[..., None, :]).sum(
-            -1
-        )  # as a matrix product, it would mix replicas' roundings
+        to_vectors = times_distances(weights)
         squared = to_vectors - (weights * to_vectors).sum(-1, keepdim=True) / 2
-        updated = present / squared.clamp(min=0).sqrt().clamp(min=floor)
-        updated = updated / updated.sum(-1, keepdim=True)
+        noise = 1e-12 * typical + 1e-15 * to_vectors.amax(-1, keepdim=True)
+        here = present * (squared <= noise)
+        pull = (present - here) * squared.clamp(min=1e-300).rsqrt()
+        total = pull.sum(-1, keepdim=True).clamp(min=1e-300)
+        towards = pull / total
+        step = towards - weights
+        length = (-(step * times_distances(step)).sum(-1, keepdim=True) / 2).clamp(min=0).sqrt()
+        stay = (here.sum(-1, keepdim=True) / (total * length).clamp(min=1e-300)).clamp(max=1)
+        updated = towards + stay * (weights - towards)
         moved = (updated - weights).abs().amax(-1, keepdim=True)
         # A replica that has converged stands still, so that its result does not depend on its neighbours.
         weights = updated.where(moved > tolerance, weights)
@@ -221,11 +231,17 @@ def _without_infinite_vectors(squared_distances: "Tensor") -> "Tensor":
 
     A non-finite vector adds the same infinite term to everyone's sum, which would make all of them tie.
     """
-    infinite = ~squared_distances.diagonal(dim1=-2, dim2=-1).isfinite()
+    infinite = _infinite(squared_distances)
     return squared_distances.masked_fill(infinite[..., None, :] & ~infinite[..., :, None], 0.0)
 
 
-def _indicator(scores: "Tensor", m: int) -> "Tensor":
-    """1 at the m least scores, 0 elsewhere; ties go to the smallest index."""
-    chosen = scores.nan_to_num(nan=float("inf"), posinf=float("inf")).sort(dim=-1, stable=True).indices[..., :m]
+def _infinite(squared_distances: "Tensor") -> "Tensor":
+    """Which vectors are not finite, [..., n]."""
+    return ~squared_distances.diagonal(dim1=-2, dim2=-1).isfinite()
+
+
+def _indicator(scores: "Tensor", m: int, squared_distances: "Tensor") -> "Tensor":
+    """1 at the m least scores, 0 elsewhere; ties go to the smallest index, and vectors that are not finite last."""
+    ranked = scores.masked_fill(_infinite(squared_distances), float("nan"))  # sorts after infinity
+    chosen = ranked.sort(dim=-1, stable=True).indices[..., :m]
     return scores.new_zeros(scores.shape).scatter_(-1, chosen, 1.0)

@@ -13,7 +13,8 @@ BLOCK = 2**17
 def squared_distances(vectors: Tensor) -> Tensor:
     """All `||V_i - V_j||^2` of `vectors [n, d]`, any floating dtype, as float64 [n, n].
 
-    Every distance is exact to about 1e-12 relative, at any common offset and any scale that float64 holds. Identical
+    Every distance is exact to about 1e-12 relative, at any common offset and, as its square must be a float64, at any
+    scale from 1e-150 to 1e150. Identical
     vectors have distance 0 and identical rows, so that ties stay ties. A vector with a NaN or an infinity is at
     distance `inf` from every vector, itself included. One pass over the vectors in blocks of coordinates, and another
     one for the pairs that cancel; extra memory is independent of d.
@@ -44,7 +45,8 @@ def squared_distances(vectors: Tensor) -> Tensor:
 def from_gram(gram: Tensor) -> Tensor:
     """Squared distances from inner products `gram [..., n, n]`: `G_ii + G_jj - 2 G_ij`, in float64.
 
-    A vector whose row holds a NaN or whose squared length is infinite is at distance `inf` from every vector.
+    A vector whose squared length is NaN or infinite is at distance `inf` from every vector, itself included. The upper
+    triangle is read.
     """
     gram = gram.double()
     infinite = ~gram.diagonal(dim1=-2, dim2=-1).isfinite()
@@ -53,9 +55,9 @@ def from_gram(gram: Tensor) -> Tensor:
 
 def _from_gram(gram: Tensor) -> Tensor:
     norms = gram.diagonal(dim1=-2, dim2=-1)
-    distances = (norms[..., :, None] + norms[..., None, :]).sub_(gram, alpha=2).clamp_(min=0)
-    distances.diagonal(dim1=-2, dim2=-1).zero_()
-    return distances
+    distances = (norms[..., :, None] + norms[..., None, :]).sub_(gram, alpha=2).clamp_(min=0).triu_(1)
+    # A matrix product's two triangles may differ in their last bits; one of them stands for both, or ties would break.
+    return distances + distances.mT
 
 
 def _put_at_infinity(distances: Tensor, infinite: Tensor) -> Tensor:
@@ -66,7 +68,7 @@ def _put_at_infinity(distances: Tensor, infinite: Tensor) -> Tensor:
 def _central_row(vectors: Tensor) -> Tensor:
     """The index of a vector amid the others, to measure from; a poor choice costs time, never exactness."""
     sample = vectors[:, :: max(1, vectors.shape[1] // 32)].double()
-    distances = (sample[:, None] - sample[None]).square().sum(-1)
+    distances = torch.cdist(sample, sample, compute_mode="donot_use_mm_for_euclid_dist")
     return distances.nan_to_num(nan=torch.inf).sort(-1).values[:, : vectors.shape[0] // 2 + 1].sum(-1).argmin()
 
 

@@ -8,7 +8,6 @@ defaults.yaml. A cell is one curve: one combination, with all its seeds.
 import hashlib
 import itertools
 import json
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -30,6 +29,8 @@ from krum.registry import check_options, lookup
 EXPERIMENTS = Path(__file__).resolve().parent.parent / "experiments"
 NOT_EXPERIMENTS = ("defaults", "schema")
 TAKEN = ("all", "curve", "data", "figure", "results")  # the workflow's rules; an experiment is a target like them
+
+LARGEST = 1e30
 
 Options = tuple[tuple[str, Any], ...]
 
@@ -133,7 +134,8 @@ def load(path: Path | str, overrides: Mapping[str, Any] | None = None) -> Experi
                 _validate({key: value}, "parameters", where)
         for combination in itertools.product(*lists.values()):
             chosen = {**defaults["parameters"], **shared, **dict(zip(lists, combination, strict=True)), **overrides}
-            blocks.append((where, chosen))
+            whole = {key: int(v) for key, v in chosen.items() if _schema_type(key) == "integer"}  # 20.0 is 20, too
+            blocks.append((where, {**chosen, **whole}))
     # A defender does not know whether it is attacked: declared_f is the most that the experiment ever meets.
     most = max((_byzantine(parameters) for _, parameters in blocks), default=0)
     outside = document.get("outside_guarantee", False)
@@ -274,18 +276,29 @@ def _schema() -> dict[str, Any]:
     return yaml.safe_load((EXPERIMENTS / "schema.yaml").read_text(encoding="utf-8"))
 
 
+def _schema_type(parameter: str) -> str | None:
+    return _schema()["$defs"]["parameters"]["properties"].get(parameter, {}).get("type")
+
+
 def _validate(document: Any, definition: str, where: str) -> None:
     """Check against one of schema.yaml's definitions; InputError for the error nearest the document's top."""
     schema = {**_schema(), "$ref": f"#/$defs/{definition}"}
     errors = sorted(jsonschema.Draft202012Validator(schema).iter_errors(document), key=lambda error: len(error.path))
     if errors:
         raise InputError(_in_one_line(errors[0], where))
-    if isinstance(document, dict):
-        for key, value in document.items():
-            if isinstance(value, float) and not math.isfinite(value):
-                raise InputError(
-                    f"{where}{'.' if 'grid[' in where else ': '}{key}: found {value}; give a finite number"
-                )
+    _check_numbers(document, where, "." if "grid[" in where else ": ")
+
+
+def _check_numbers(value: Any, where: str, separator: str = ".") -> None:
+    """Refuse numbers that the computation, in float32, could not hold."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            _check_numbers(item, f"{where}{separator}{key}")
+    elif isinstance(value, list):
+        for number, item in enumerate(value):
+            _check_numbers(item, f"{where}[{number}]")
+    elif isinstance(value, int | float) and not -LARGEST <= value <= LARGEST:
+        raise InputError(f"{where}: found {value!r:.20}; give a number of at most {LARGEST:g}")
 
 
 def _in_one_line(error: jsonschema.ValidationError, where: str) -> str:

@@ -57,15 +57,24 @@ class WorkerGradients:
             gram += by_samples.view(replicas, h, b, h, b).sum((2, 4)) / b**2
         return gram
 
-    def weighted(self, weights: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """`sum_i w_i G_i` for `weights [R, h]`, as two factors per layer: `x [R, s, in]` and `delta [R, s, out]`.
+    def weighted(self, weights: Tensor) -> list[tuple[Tensor | None, list[tuple[Tensor, Tensor]]]]:
+        """`sum_i w_i G_i` for `weights [R, h]`, in groups of replicas and as two factors per layer.
 
-        The sum is `x^T delta` for the layer's weight, and delta summed over its samples for the bias. Only as many
-        workers are carried along as have a weight in some replica: for Krum, one.
+        A group is the replicas' indices, or None for all of them, with `x [r, s, in]` and `delta [r, s, out]` per
+        layer: the sum is `x^T delta` for the layer's weight, and delta summed over its samples for the bias. Workers
+        without weight are not carried along: for Krum, all but one. Replicas with different numbers of weighted
+        workers form groups of their own, since the length of a sum decides its rounding.
         """
+        counts = (weights != 0).sum(-1)
+        distinct = counts.unique().tolist()
+        if len(distinct) == 1:
+            return [(None, self._weighted(weights, distinct[0]))] if distinct[0] else []
+        groups = [(count, (counts == count).nonzero().squeeze(-1)) for count in distinct if count]
+        return [(group, self.of_replicas(group)._weighted(weights[group], count)) for count, group in groups]
+
+    def _weighted(self, weights: Tensor, used: int) -> list[tuple[Tensor, Tensor]]:
         replicas, h = weights.shape
         b = self.batch_size
-        used = int((weights != 0).sum(-1).max())
         if used == h:
             per_sample = (weights / b).repeat_interleave(b, 1)[..., None]
             return [(x, delta * per_sample) for x, delta in zip(self.inputs, self.deltas, strict=True)]

@@ -53,7 +53,17 @@ def save(figure: Figure, stem: Path) -> list[Path]:
     return paths
 
 
-CELL = ["dataset", "model", "aggregator", "aggregator_options", "attack", "attack_options", "byzantine", "declared_f"]
+# What a label mentions where the curves of one panel differ in it.
+DISTINCTIONS = {
+    "workers": "n",
+    "declared_f": "f",
+    "batch_size": "batch",
+    "learning_rate": "learning rate",
+    "model": "model",
+    "rounds": "rounds",
+    "seeds": "seeds",
+    "folds": "folds",
+}
 
 
 def curves(rows: pd.DataFrame, experiment: Mapping[str, Any]) -> Figure:
@@ -74,9 +84,10 @@ def curves(rows: pd.DataFrame, experiment: Mapping[str, Any]) -> Figure:
             if reference and adversary.byzantine_fraction:
                 is_reference = of_dataset["aggregator"] == reference["aggregator"]
                 calm = of_dataset[is_reference & (of_dataset["byzantine"] == 0)]
-                _curve(axes, calm, f"{reference['aggregator']}, 0 % Byzantine", dashed=True)
-            for _, cell in here.groupby(CELL, sort=False):
-                _curve(axes, cell, _label(cell))
+                for _, cell in calm.groupby("cell", sort=False):
+                    _curve(axes, cell, f"{_label(cell, calm)}, 0 % Byzantine", dashed=True)
+            for _, cell in here.groupby("cell", sort=False):
+                _curve(axes, cell, _label(cell, here))
             _panel(axes, dataset, here)
     for axes in panels[-1]:
         axes.set_xlabel("round")
@@ -108,11 +119,14 @@ def _curve(axes: Axes, cell: pd.DataFrame, label: str, dashed: bool = False) -> 
         axes.fill_between(points.index, points["low"], points["high"], color=colour, alpha=0.18, linewidth=0)
 
 
-def _label(cell: pd.DataFrame) -> str:
+def _label(cell: pd.DataFrame, panel: pd.DataFrame) -> str:
     row = cell.iloc[0]
     notes = []
     if row["aggregator_options"] != "{}":
         notes += [f"{name} = {value}" for name, value in json.loads(row["aggregator_options"]).items()]
+    notes += [f"{name} {row[column]}" for column, name in DISTINCTIONS.items() if panel[column].nunique() > 1]
+    if panel["attack_options"].nunique() > 1:
+        notes += [f"{name} = {value}" for name, value in json.loads(row["attack_options"]).items()]
     if row["outside_guarantee"]:
         notes.append("outside its guarantee")
     if cell["diverged"].any():
@@ -140,7 +154,7 @@ def _caption(rows: pd.DataFrame) -> str:
 
     pairs = rows[["dataset", "model"]].drop_duplicates().itertuples(index=False)
     models = ", ".join(f"{DATASET_TITLES.get(pair.dataset, pair.dataset)} {pair.model}" for pair in pairs)
-    seeds = rows.groupby(CELL)["seed"].nunique().max()
+    seeds = rows.groupby("cell")["seed"].nunique().max()
     text = (
         f"{values('workers')} workers, batch {values('batch_size')}, learning rate {values('learning_rate')}, "
         f"declared f = {values('declared_f')}; {models}\n"

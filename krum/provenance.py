@@ -58,14 +58,15 @@ def _module(name: str) -> str:
 def _registered(module: str, function: str, source: str | None = None) -> str:
     """A module without the registered functions that `function` does not use, directly or through others."""
     tree = ast.parse((PACKAGE / f"{module}.py").read_text(encoding="utf-8") if source is None else source)
-    registered = {n.name: n for n in tree.body if isinstance(n, ast.FunctionDef) and n.decorator_list}
+    functions = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}
+    registered = {name for name, node in functions.items() if node.decorator_list}
     used, waiting = set(), [function]
     while waiting:
         name = waiting.pop()
-        if name in registered and name not in used:
+        if name in functions and name not in used:
             used.add(name)
-            waiting += [node.id for node in ast.walk(registered[name]) if isinstance(node, ast.Name)]
-    tree.body = [node for node in tree.body if getattr(node, "name", None) not in registered.keys() - used]
+            waiting += [node.id for node in ast.walk(functions[name]) if isinstance(node, ast.Name)]
+    tree.body = [node for node in tree.body if getattr(node, "name", None) not in registered - used]
     return _dump(tree)
 
 

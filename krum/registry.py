@@ -3,6 +3,7 @@
 import inspect
 import math
 from collections.abc import Callable, Mapping
+from numbers import Integral, Real
 from typing import Any, TypeVar
 
 from krum.errors import InputError, unknown
@@ -47,12 +48,12 @@ def _check_value(where: str, parameter: inspect.Parameter, value: Any) -> None:
     if value is None and parameter.default is None:
         return
     if "Sequence" in declared:
-        if not isinstance(value, list | tuple) or not all(_positive(item, int) for item in value):
+        if not isinstance(value, list | tuple) or not all(_positive(item, Integral) for item in value):
             raise InputError(f"{where}: found {value!r}; give a list of positive integers")
     elif "float" in declared:
-        if not _positive(value, int | float):
+        if not _positive(value, Real):
             raise InputError(f"{where}: found {value!r}; give a positive number")
-    elif not _positive(value, int):
+    elif not _positive(value, Integral):
         raise InputError(f"{where}: found {value!r}; give a positive integer")
 
 

@@ -21,6 +21,7 @@ from krum.datasets import DATASETS, Samples
 from krum.errors import InputError
 from krum.experiment import Cell
 from krum.gradients import Branch, WorkerGradients, unflatten, worker_gradients
+from krum.registry import lookup
 
 # Without this, MKL's matrix products depend on how their operands are aligned in memory, and so a replica's last bits
 # on its place in the batch. MKL reads it at its first product; it costs no measurable time.
@@ -94,8 +95,9 @@ class Simulation:
     ):
         self.cell, self.seeds, self.dtype, self.branch = cell, list(seeds), dtype, branch
         self.device = pick_device(device)
-        self.dataset = DATASETS[cell.dataset]
-        self.rule = AGGREGATORS[cell.aggregator]
+        self.dataset = lookup(DATASETS, cell.dataset, "data set")
+        self.rule = lookup(AGGREGATORS, cell.aggregator, "aggregator")
+        self.attack = lookup(ATTACKS, cell.attack, "attack")
         self.rule_options, self.attack_options = dict(cell.aggregator_options), dict(cell.attack_options)
         model_options = dict(cell.model_options)
         self.model = models.build(cell.model, model_options, self.dataset.features, self.dataset.classes)
@@ -154,7 +156,7 @@ class Simulation:
             self._attack_noise,
             self.model.dimension,
         )
-        return gradients, ATTACKS[self.cell.attack](adversary, **self.attack_options)
+        return gradients, self.attack(adversary, **self.attack_options)
 
     def weigh(self, gradients: WorkerGradients, byzantine: ByzantineVectors | None) -> Tensor:
         """The rule's weights [R, n] for what the workers sent, from inner products alone."""
@@ -172,9 +174,14 @@ class Simulation:
         return self.rule(geometry, self.cell.declared_f, **self.rule_options).to(self.dtype)
 
     def _descend_by_samples(self, rate: float, gradients: WorkerGradients, weights: Tensor) -> None:
-        for (weight, bias), (x, delta) in zip(self.parameters, gradients.weighted(weights), strict=True):
-            weight.baddbmm_(x.mT, delta, alpha=-rate)
-            bias.sub_(delta.sum(1), alpha=rate)
+        for group, factors in gradients.weighted(weights):
+            for (weight, bias), (x, delta) in zip(self.parameters, factors, strict=True):
+                if group is None:
+                    weight.baddbmm_(x.mT, delta, alpha=-rate)
+                    bias.sub_(delta.sum(1), alpha=rate)
+                else:
+                    weight[group] = weight[group].baddbmm_(x.mT, delta, alpha=-rate)
+                    bias[group] = bias[group].sub_(delta.sum(1), alpha=rate)
 
     def _descend(self, rate: float, vector: Tensor) -> None:
         for (weight, bias), (of_weight, of_bias) in zip(
@@ -189,8 +196,8 @@ class Simulation:
     def record(self) -> dict[str, list]:
         """One value per replica of every column of COLUMNS, and a fresh start for `byzantine_weight`.
 
-        A diverged replica (parameters that are not finite) counts at the error that its predictions give, with the
-        first class where its logits are NaN.
+        A diverged replica (parameters that are not finite) counts at the error that its predictions give: a NaN among
+        its logits is the greatest of them, the first NaN if there are several.
         """
         errors, losses = [], []
         for replica, (samples, labels) in enumerate(self._held_out):

@@ -42,6 +42,10 @@ CURVE = pa.schema(
         ("outside_guarantee", pa.bool_()),
         ("aggregator_options", pa.string()),
         ("attack_options", pa.string()),
+        ("rounds", pa.int64()),
+        ("seeds", pa.int64()),
+        ("folds", pa.int64()),
+        ("cell", pa.string()),
     ]
 )
 
@@ -51,6 +55,7 @@ def write_curve(cell: Cell, columns: Mapping[str, np.ndarray], path: Path, prove
     rows = len(columns["seed"])
     constants = {
         **{name: getattr(cell, name) for name in CURVE.names if hasattr(cell, name)},
+        "cell": cell.slug,
         "model": cell.model_label,
         "aggregator_options": json.dumps(dict(cell.aggregator_options), sort_keys=True),
         "attack_options": json.dumps(dict(cell.attack_options), sort_keys=True),

@@ -247,6 +247,40 @@ def test_geometric_median_is_optimal():
     assert np.allclose(krum.aggregate(majority, "geometric-median"), [1.0, 2.0], atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("vectors", "optimum"),
+    [
+        ([[-4.0], [0.0], [1.0], [1.5], [1.5]], [1.0]),
+        ([[0.0, 0.0], [4.0, 0.0], [4.0, 1.0], [4.0, -1.0], [-12.0, 0.0]], [4 - 3**-0.5, 0.0]),
+        ([[0.0, 0.0], [1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, -1.0]], [0.0, 0.0]),
+        ([[0.0], [0.0], [0.0], [5.0], [5.0]], [0.0]),
+    ],
+)
+def test_geometric_median_at_a_vector(vectors, optimum):
+    """Weiszfeld's own iteration starts on a vector here, or must end on one."""
+    assert np.allclose(krum.aggregate(np.array(vectors), "geometric-median"), optimum, atol=1e-4)
+
+
+def test_geometric_median_with_more_bad_than_good_vectors():
+    vectors = np.array([[np.nan], [np.inf], [-np.inf], [2.0], [2.0]])
+    assert krum.aggregate(vectors, "geometric-median", f=3) == [2.0]
+
+
+def test_nearest_pairs_tie():
+    """With n = 3 and f = 0 the two nearest vectors always have equal scores: the first of them is chosen."""
+    for seed in range(300):
+        vectors = normal(3, 1099, seed)
+        check_against_oracle("krum", vectors, f=0)
+        gram = vectors.astype(np.float64) @ vectors.T.astype(np.float64)
+        assert krum.weights(gram, "krum", f=0).argmax() == chosen(SCORES["krum"](vectors.tolist(), 0), 1)[0]
+
+
+def test_f_may_be_a_numpy_integer():
+    vectors = normal(13, 9)
+    expected = krum.aggregate(vectors, "multi-krum", f=3, m=2)
+    assert np.array_equal(krum.aggregate(vectors, "multi-krum", f=np.int64(3), m=np.int32(2)), expected)
+
+
 def test_vector_rules_against_numpy():
     for n in (9, 12):
         vectors = normal(n, 40, dtype=np.float64)
@@ -296,6 +330,16 @@ def test_figure_2_barycentre_is_defeated_and_krum_is_not():
         ),
         (lambda v: krum.aggregate(np.where(np.eye(13, 9), np.inf, v), "median", f=3), krum.InputError, "but f = 3"),
         (lambda v: krum.aggregate(np.full_like(v, np.nan), "average"), krum.InputError, "13 vectors hold NaN"),
+        (
+            lambda v: krum.aggregate(np.where(np.arange(13)[:, None] < 1, np.nan, v), "average", f=2),
+            krum.InputError,
+            r"average .*\(rows \[0",
+        ),
+        (
+            lambda v: krum.aggregate(np.vstack([v, v[:1] * np.inf]), "multi-krum", f=2, m=14),
+            krum.InputError,
+            r"rows \[13\]",
+        ),
         (lambda v: krum.weights(v, "krum", f=2), krum.InputError, r"give \[..., n, n\]"),
         (lambda v: krum.weights(v @ v.T, "median", f=2), krum.InputError, "call krum.aggregate"),
         (lambda v: krum.weights(np.full((13, 13), np.nan), "krum", f=2), krum.InputError, "13 vectors hold NaN"),

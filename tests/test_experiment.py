@@ -107,6 +107,12 @@ BAD = {
     "grid a mapping": ({"grid": {"dataset": "mnist"}}, "grid: found"),
     "empty block": ({"grid": [{}]}, "grid[0]: found {}"),
     "no figure": ({"figure": ...}, "figure is missing"),
+    "number too large": (block(learning_rate=10**400), "give a number of at most 1e+30"),
+    "shared number not finite": (
+        {"parameters": {"learning_rate": float("nan")}},
+        "parameters.learning_rate: found nan",
+    ),
+    "too many folds": (block(folds=4601), "grid[0].folds: found 4601"),
     "parameters unknown": ({"parameters": {"round": 10}}, "parameters: unknown key 'round'; did you mean 'rounds'?"),
 }
 
@@ -229,6 +235,15 @@ def test_scientific_notation_is_a_number(folder):
     path = write(folder)
     path.write_text(path.read_text().replace("byzantine_fraction:", "learning_rate: 1e-2\n  byzantine_fraction:"))
     assert experiment.load(path).cells[0].learning_rate == 0.01
+
+
+def test_a_whole_number_may_be_written_with_a_point(folder):
+    path = write(folder, **block(workers=20.0, rounds=5.0))
+    (cell,) = experiment.load(path).cells
+    assert (cell.workers, cell.rounds) == (20, 5)
+    assert isinstance(cell.workers, int)
+    (plain,) = experiment.load(write(folder, **block(workers=20, rounds=5))).cells
+    assert cell.slug == plain.slug
 
 
 def test_cells_survive_their_text():

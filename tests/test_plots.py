@@ -1,5 +1,8 @@
 """What the figures show: panels in the paper's order, fixed styles, and captions that say what was measured."""
 
+import json
+import shutil
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -19,9 +22,9 @@ def rows_of(spec, seeds=3):
                         "dataset": cell.dataset,
                         "model": cell.model_label,
                         "aggregator": cell.aggregator,
-                        "aggregator_options": "{}",
+                        "aggregator_options": json.dumps(dict(cell.aggregator_options)),
                         "attack": cell.attack,
-                        "attack_options": "{}",
+                        "attack_options": json.dumps(dict(cell.attack_options)),
                         "workers": cell.workers,
                         "byzantine": cell.byzantine,
                         "byzantine_fraction": cell.byzantine_fraction,
@@ -32,6 +35,10 @@ def rows_of(spec, seeds=3):
                         "round": round_,
                         "test_error": rng.uniform(),
                         "diverged": cell.aggregator == "average" and cell.byzantine > 0 and seed == 0,
+                        "rounds": cell.rounds,
+                        "seeds": cell.seeds,
+                        "folds": cell.folds,
+                        "cell": cell.slug,
                         "outside_guarantee": cell.aggregator == "krum" and cell.byzantine > 0,
                     }
                 )
@@ -83,6 +90,35 @@ def test_every_aggregator_has_a_style_of_its_own():
     styles = [plots.style(name) for name in AGGREGATORS]
     assert len(set(styles)) == len(AGGREGATORS)
     assert plots.style("yet-unknown") == plots.style("yet-unknown")
+
+
+SWEPT = [
+    "batch_size: [3, 5]",
+    "learning_rate: [0.1, 0.2]",
+    "rounds: [10, 20]",
+    "seeds: [2, 3]",
+    "folds: [5, 10]",
+    "declared_f: [6, 7]",
+    "model: [{name: mlp, hidden: [3]}, {name: mlp, hidden: [3, 3]}]",
+    "aggregator: [krum, {name: multi-krum, m: 2}, {name: multi-krum, m: 3}]",
+    "attack: [{name: gaussian, standard_deviation: 1}, {name: gaussian, standard_deviation: 2}]",
+]
+
+
+@pytest.mark.parametrize("swept", SWEPT)
+def test_whatever_is_swept_gives_curves_with_labels_of_their_own(swept, tmp_path):
+    for name in ("defaults.yaml", "schema.yaml"):
+        shutil.copy(experiment.EXPERIMENTS / name, tmp_path)
+    lines = {"aggregator": "aggregator: krum", "attack": "attack: gaussian", swept.partition(":")[0]: swept}
+    path = tmp_path / "sweep.yaml"
+    path.write_text(
+        "title: t\nclaim: c\nfigure: {kind: curves}\ngrid:\n  - dataset: spambase\n    byzantine_fraction: 0.33\n    "
+        + "\n    ".join(lines.values())
+    )
+    spec = experiment.load(path)
+    figure = plots.draw(rows_of(spec), {"title": spec.title, "figure": spec.figure})
+    (axes,) = figure.axes
+    assert len(set(labels(axes))) == len(labels(axes)) == len(spec.cells) > 1
 
 
 @pytest.mark.parametrize("name", ["figure4", "figure6"])

@@ -44,6 +44,12 @@ def test_editing_what_all_share_touches_all():
     assert changed("FACTOR = 2", "FACTOR = 3") == {"one", "two", "three"}
 
 
+def test_what_a_helper_calls_counts():
+    calling = SOURCE.replace("def helper(x):\n    return x", "def helper(x):\n    return three(x)")
+    edited = calling.replace("def three(x):\n    return x", "def three(x):\n    return -x")
+    assert digest(calling, "one") != digest(edited, "one")
+
+
 def test_words_do_not_count():
     assert changed('"""First."""', '"""Primus."""') == set()
     assert changed("FACTOR = 2", "FACTOR = 2  # twice") == set()

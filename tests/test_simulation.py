@@ -29,6 +29,28 @@ def test_a_curve_does_not_depend_on_its_neighbours(make_cell, few_samples, aggre
     assert same({c: v[together["seed"] == 2] for c, v in together.items()}, {c: v[:3] for c, v in backwards.items()})
 
 
+@pytest.mark.parametrize(
+    ("attack", "options"),
+    [("gaussian", {"standard_deviation": 0.01}), ("sign-flip", {"scale": 1.0}), ("omniscient", {"length": 1.0})],
+)
+@pytest.mark.parametrize("hidden", [(7, 5), (100, 100)])
+def test_nor_on_whether_its_neighbours_choose_an_attacker(make_cell, few_samples, attack, options, hidden):
+    """Attacks so weak that Krum chooses an attacker in some replicas and rounds, and not in others."""
+    changes = {
+        "attack_options": tuple(options.items()),
+        "model_options": (("hidden", hidden),),
+        "seeds": 5,
+        "rounds": 60,
+    }
+    cell = make_cell(attack=attack, **changes)
+    together = simulate(cell, few_samples)
+    chosen = together["byzantine_weight"][together["round"] > 0]
+    assert 0 < chosen.mean() < 1
+    for seed in range(cell.seeds):
+        alone = simulate(cell, few_samples, seeds=[seed])
+        assert same({c: v[together["seed"] == seed] for c, v in together.items()}, alone)
+
+
 @pytest.mark.parametrize(("aggregator", "attack"), PAIRS)
 def test_a_curve_does_not_depend_on_how_often_it_is_evaluated(make_cell, few_samples, aggregator, attack):
     often = simulate(make_cell(aggregator=aggregator, attack=attack, evaluate_every=1), few_samples)

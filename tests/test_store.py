@@ -117,6 +117,17 @@ def test_bad_cell_on_the_command_line(tmp_path, capsys):
         assert "--cell: not a cell" in capsys.readouterr().err
 
 
+def test_curves_of_other_code_are_not_collected(make_cell, few_samples, tmp_path, capsys):
+    """What lies in results/curves/ may be older than the code, when Snakemake's own records are gone."""
+    path = tmp_path / "c.parquet"
+    store.write_curve(make_cell(), simulate(make_cell(), few_samples), path, {"code": "old"})
+    collect = ["collect", str(EXPERIMENTS / "figure4.yaml"), str(path), "--output", str(tmp_path / "all.parquet")]
+    assert cli.main(collect) == 1
+    assert "computed by other code" in capsys.readouterr().err
+    assert cli.main([*collect, "--overrides", "{"]) == 1
+    assert "--overrides: not JSON" in capsys.readouterr().err
+
+
 def test_bad_threads_and_device(make_cell, tmp_path, capsys):
     curve = ["curve", "--cell", make_cell().to_json(), "--output", str(tmp_path / "x.parquet")]
     for option, value in (("--threads", "0"), ("--device", "gpu")):

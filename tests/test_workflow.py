@@ -119,7 +119,6 @@ def test_a_killed_run_resumes_and_ends_in_the_same_bytes(project, tmp_path_facto
         time.sleep(delay)
         os.killpg(running.pid, signal.SIGKILL)
         running.wait()
-        subprocess.run(["pkill", "-9", "-f", str(project)], check=False)
     assert list((project / ".snakemake" / "locks").iterdir()), "it was killed at work"
     snakemake(project, "--configfile", "profiles/smoke.yaml")
     assert results(project) == results(undisturbed)
