@@ -85,8 +85,8 @@ def test_workflow(project):
     edit(
         project,
         "krum/aggregators.py",
-        "return _indicator(_krum_scores(squared_distances, f), 1)",
-        "return 1 * _indicator(_krum_scores(squared_distances, f), 1)",
+        "return _indicator(_krum_scores(squared_distances, f), 1, squared_distances)",
+        "return 1 * _indicator(_krum_scores(squared_distances, f), 1, squared_distances)",
     )
     assert jobs(snakemake(project, "-n"))["curve"] == 2, "krum without and with attack"
     edit(
