@@ -1,4 +1,4 @@
-# The whole dataflow: data -> curves -> results -> figures. One job per curve, all its seeds inside.
+# The whole dataflow: data -> curves, probes -> results -> figures and claims. One job per curve, all its seeds inside.
 import json
 import sys
 
@@ -10,17 +10,20 @@ planning.prefer_this_python()
 planning.clear_stale_locks()
 PLAN = planning.plan_or_exit(workflow.basedir, config)
 RESULTS, FIGURES = PLAN.results, PLAN.figures
+config["captions"] = PLAN.captions  # for the report
 
 
 wildcard_constraints:
     experiment="|".join(PLAN.experiments),
-    curve="|".join(PLAN.cells),
+    curve="|".join(PLAN.cells) or "-",
+    probe="|".join(PLAN.probes) or "-",
 
 
 rule all:
     default_target: True
     input:
         [PLAN.figure_files(name) for name in PLAN.experiments],
+        PLAN.scorecard_files,
 
 
 for name in PLAN.experiments:
@@ -63,10 +66,25 @@ rule curve:
         " --output {output} > {log} 2>&1"
 
 
+rule probe:
+    output:
+        f"{RESULTS}/probes/{{probe}}.parquet",
+    log:
+        f"logs/{RESULTS}/{{probe}}.log",
+    conda:
+        "environment.yml"
+    threads: lambda wildcards: PLAN.threads(wildcards.probe, workflow.cores)
+    params:
+        probe=lambda wildcards: PLAN.probes[wildcards.probe].to_json(),
+        digest=lambda wildcards: PLAN.probe_digest(wildcards.probe),
+    shell:
+        "python -m krum probe --probe {params.probe:q} --output {output} > {log} 2>&1"
+
+
 rule results:
     input:
         experiment="experiments/{experiment}.yaml",
-        curves=lambda wildcards: PLAN.curve_files(wildcards.experiment),
+        parts=lambda wildcards: PLAN.part_files(wildcards.experiment),
     output:
         f"{RESULTS}/{{experiment}}.parquet",
     log:
@@ -76,7 +94,7 @@ rule results:
     params:
         overrides=json.dumps(PLAN.overrides),
     shell:
-        "python -m krum collect {input.experiment} {input.curves} --overrides {params.overrides:q}"
+        "python -m krum collect {input.experiment} {input.parts} --overrides {params.overrides:q}"
         " --output {output} > {log} 2>&1"
 
 
@@ -84,7 +102,12 @@ rule figure:
     input:
         f"{RESULTS}/{{experiment}}.parquet",
     output:
-        f"{FIGURES}/{{experiment}}.png",
+        report(
+            f"{FIGURES}/{{experiment}}.png",
+            caption="docs/caption.rst",
+            category=lambda wildcards: PLAN.category(wildcards.experiment),
+            labels={"figure": "{experiment}"},
+        ),
         f"{FIGURES}/{{experiment}}.pdf",
     log:
         f"logs/{FIGURES}/{{experiment}}.log",
@@ -92,10 +115,44 @@ rule figure:
         "environment.yml"
     params:
         stem=f"{FIGURES}/{{experiment}}",
-        digest=PLAN.plots_digest,
+        digest=PLAN.figure_digest("plots", "statistics", "report"),
     shell:
         "python -m krum figure {input} --output {params.stem} > {log} 2>&1"
 
 
+rule claims:
+    input:
+        claims="experiments/claims.yaml",
+        results=sorted({f"{RESULTS}/{claim.experiment}.parquet" for claim in PLAN.claims}),
+    output:
+        claims=f"{RESULTS}/claims.parquet",
+        captions=f"{RESULTS}/captions.json",
+    log:
+        f"logs/{RESULTS}/claims.log",
+    conda:
+        "environment.yml"
+    params:
+        digest=PLAN.figure_digest("claims", "statistics", "report", "theory"),
+    shell:
+        "python -m krum claims {input.results} --output {output.claims} --captions {output.captions} > {log} 2>&1"
+
+
+rule scorecard:
+    input:
+        rules.claims.output.claims,
+    output:
+        report(f"{FIGURES}/scorecard.html", caption="docs/scorecard.rst", category="1. Scorecard"),
+        f"{FIGURES}/scorecard.md",
+    log:
+        f"logs/{FIGURES}/scorecard.log",
+    conda:
+        "environment.yml"
+    params:
+        stem=f"{FIGURES}/scorecard",
+        digest=PLAN.figure_digest("report"),
+    shell:
+        "python -m krum scorecard {input} --output {params.stem} > {log} 2>&1"
+
+
 onsuccess:
-    print(f"Figures: {FIGURES}/*.png and *.pdf. Results: {RESULTS}/*.parquet.")
+    print(f"Figures: {FIGURES}/*.png and *.pdf. Results: {RESULTS}/*.parquet. Verdicts: {FIGURES}/scorecard.md.")

@@ -5,7 +5,7 @@ import json
 import sys
 from pathlib import Path
 
-from krum import datasets, experiment, provenance, store
+from krum import datasets, experiment, probes, provenance, store
 from krum.errors import InputError
 
 
@@ -42,6 +42,21 @@ def curve(arguments: argparse.Namespace) -> None:
     store.write_curve(cell, columns, arguments.output, source)
 
 
+def probe(arguments: argparse.Namespace) -> None:
+    """Take one measurement that is no training run, all its seeds."""
+    import torch
+
+    torch.set_num_threads(1)
+    try:
+        chosen = experiment.Probe.from_json(arguments.probe)
+    except (ValueError, TypeError, KeyError) as error:
+        raise InputError(f"--probe: not a probe ({error}); take one from `python -m krum cells`") from None
+    function, options = probes.PROBES[chosen.name], dict(chosen.options)
+    rows = [{"seed": seed, **row} for seed in range(chosen.seeds) for row in function(seed, **options)]
+    source = {"code": provenance.probe_digest(chosen), "libraries": provenance.libraries()}
+    store.write_probe(chosen, rows, arguments.output, source)
+
+
 def collect(arguments: argparse.Namespace) -> None:
     """Join an experiment's curves into its results."""
     try:
@@ -51,7 +66,7 @@ def collect(arguments: argparse.Namespace) -> None:
     spec = experiment.load(arguments.experiment, overrides)
     for path in arguments.curves:
         _, found = store.read(path)
-        if found["code"] != provenance.code_digest(experiment.Cell.from_json(json.dumps(found["cell"]))):
+        if found["code"] != _digest(found):
             raise InputError(f"{path}: computed by other code than today's; delete it and run snakemake again")
     source = {
         "experiment": {"name": spec.name, "title": spec.title, "claim": spec.claim, "figure": dict(spec.figure)},
@@ -60,6 +75,50 @@ def collect(arguments: argparse.Namespace) -> None:
         "git": provenance.git_commit(),
     }
     store.write_experiment(spec.name, arguments.curves, arguments.output, source)
+
+
+def _digest(metadata: dict) -> str:
+    """Today's digest of the code that computes a curve or probe."""
+    if "probe" in metadata:
+        return provenance.probe_digest(experiment.Probe.from_json(json.dumps(metadata["probe"])))
+    return provenance.code_digest(experiment.Cell.from_json(json.dumps(metadata["cell"])))
+
+
+def claims(arguments: argparse.Namespace) -> None:
+    """Evaluate every claim from the results alone, and write the figures' captions."""
+    import pyarrow as pa
+
+    from krum import claims as scorecard
+    from krum import report
+
+    results, sources = {}, {}
+    for path in arguments.results:
+        rows, metadata = store.read(path)
+        results[metadata["experiment"]["name"]], sources[path.stem] = rows, metadata["git"]
+    evaluated = scorecard.evaluate(scorecard.load(), results)
+    experiments = experiment.load_all()
+    with store.replacing(arguments.captions) as temporary:
+        temporary.write_text(report.to_json(report.captions(experiments, results, evaluated)), encoding="utf-8")
+    store.write_table(pa.Table.from_pandas(evaluated, preserve_index=False), arguments.output, {"results": sources})
+    print(report.tally(evaluated))
+
+
+def scorecard(arguments: argparse.Namespace) -> None:
+    """Write the evaluated claims as a page and as a Markdown table."""
+    from krum import report
+
+    rows, _ = store.read(arguments.claims)
+    for ending, text in ((".html", report.page(rows)), (".md", report.markdown(rows))):
+        with store.replacing(arguments.output.with_name(arguments.output.name + ending)) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+
+
+def fidelity(arguments: argparse.Namespace) -> None:
+    """Write docs/fidelity.md from the experiments."""
+    from krum import report
+
+    with store.replacing(arguments.output) as temporary:
+        temporary.write_text(report.fidelity(experiment.load_all()), encoding="utf-8")
 
 
 def figure(arguments: argparse.Namespace) -> None:
@@ -74,9 +133,10 @@ def figure(arguments: argparse.Namespace) -> None:
 
 
 def cells(arguments: argparse.Namespace) -> None:
-    """Check an experiment and print its cells, one JSON text a line."""
-    for cell in experiment.load(arguments.experiment).cells:
-        print(cell.to_json())
+    """Check an experiment and print its training runs and probes, one JSON text a line."""
+    spec = experiment.load(arguments.experiment)
+    for one in (*spec.cells, *spec.probes):
+        print(one.to_json())
 
 
 def _progress(cell: experiment.Cell):
@@ -105,9 +165,21 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--threads", type=int, default=1, help="CPU threads (default 1)")
     one = command(collect)
     one.add_argument("experiment", type=Path, help="experiments/<name>.yaml")
-    one.add_argument("curves", type=Path, nargs="+", help="the curves' parquet files, in the order of the cells")
+    one.add_argument("curves", type=Path, nargs="+", help="the curves' and probes' parquet files, in order")
     one.add_argument("--output", type=Path, required=True, help="the parquet file")
     one.add_argument("--overrides", default="{}", help="parameters that won over the YAML's, as JSON text")
+    one = command(probe)
+    one.add_argument("--probe", required=True, help="the probe as JSON text, see `cells`")
+    one.add_argument("--output", type=Path, required=True, help="the parquet file")
+    one = command(claims)
+    one.add_argument("results", type=Path, nargs="+", help="results/<name>.parquet of every experiment")
+    one.add_argument("--output", type=Path, required=True, help="the parquet file")
+    one.add_argument("--captions", type=Path, required=True, help="the figures' captions, a JSON file")
+    one = command(scorecard)
+    one.add_argument("claims", type=Path, help="results/claims.parquet")
+    one.add_argument("--output", type=Path, required=True, help="the path without .html or .md")
+    one = command(fidelity)
+    one.add_argument("--output", type=Path, default=Path("docs/fidelity.md"), help="default docs/fidelity.md")
     one = command(figure)
     one.add_argument("results", type=Path, help="results/<name>.parquet")
     one.add_argument("--output", type=Path, required=True, help="the figure's path without .png or .pdf")

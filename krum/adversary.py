@@ -40,7 +40,11 @@ class Adversary:
 
     gradients: WorkerGradients
     byzantine: int
-    full_gradient: Callable[[], Tensor]  # the loss's gradient over the whole training fold, flat [R, d]
+    learning_rate: float
+    full_gradient: Callable[[Tensor, int | None], Tensor]
+    """Some replicas' indices [r] -> the loss's gradient over their whole training folds, or as many samples, [r, d]."""
+    parameters: Callable[[], Tensor]  # the current model x_t, flat [R, d]
+    wrong_model: Callable[[], Tensor]  # a model trained on wrong labels, always the same, flat [R, d]
     generators: Sequence[np.random.Generator]  # one per replica, for small draws
     noise: Sequence[torch.Generator]  # one per replica, for draws of d numbers
     dimension: int
@@ -60,19 +64,26 @@ class Adversary:
         """Inner products of the honest gradients, [R, h, h] float64."""
         return self.gradients.gram
 
-    def combinations(self, coefficients: Tensor) -> ByzantineVectors:
-        """Linear combinations of the honest gradients; `coefficients [R, f, h]`, or [R, 1, h] for one shared by all."""
-        return Combinations(self, coefficients)
+    def combinations(self, coefficients: Tensor, plus: Tensor | None = None) -> "ByzantineVectors":
+        """`B_k = sum_i C_ki G_i + E_k`: `coefficients [R, f, h]`, or [R, 1, h] for one shared by all; `plus` alike."""
+        return Linear(self, coefficients, plus)
 
-    def vectors(self, vectors: Tensor) -> ByzantineVectors:
+    def vectors(self, vectors: Tensor) -> "ByzantineVectors":
         """Explicit flat vectors [R, f, d], or [R, 1, d] for one shared by all."""
-        return Explicit(self, vectors)
+        return Linear(self, None, vectors)
 
-    def gaussian(self, standard_deviation: float) -> ByzantineVectors:
+    def along(self, direction: Callable[[Tensor], Tensor], length: float) -> "ByzantineVectors":
+        """All send one vector of that length along `direction(replicas [r]) -> [r, d]`, called only where it matters.
+
+        Where the direction is the zero vector, it is the first coordinate's.
+        """
+        return Directed(self, direction, length)
+
+    def gaussian(self, standard_deviation: float) -> "ByzantineVectors":
         """Independent draws of `N(0, standard_deviation^2 I)`."""
         if self.dimension < self.honest + self.byzantine:  # too few dimensions for Bartlett's decomposition
             drawn = [self.draw(replica, self.byzantine) for replica in range(self.replicas)]
-            return Explicit(self, standard_deviation * torch.stack(drawn))
+            return self.vectors(standard_deviation * torch.stack(drawn))
         return Gaussian(self, standard_deviation)
 
     def draw(self, replica: int, count: int) -> Tensor:
@@ -83,44 +94,88 @@ class Adversary:
 
 
 @dataclass
-class Combinations(ByzantineVectors):
-    """`B_k = sum_i C_ki G_i`."""
+class Linear(ByzantineVectors):
+    """`B_k = sum_i C_ki G_i + E_k`; either part may be missing."""
 
     adversary: Adversary
-    coefficients: Tensor
+    coefficients: Tensor | None  # C [R, f or 1, h]
+    explicit: Tensor | None  # E [R, f or 1, d]
 
     def inner_products(self) -> tuple[Tensor, Tensor]:
-        coefficients, f = self.coefficients.double(), self.adversary.byzantine
-        with_honest = self.adversary.honest_gram @ coefficients.mT
-        among = coefficients @ with_honest
-        return _for_all(with_honest, f, -1), _for_all(_for_all(among, f, -1), f, -2)
+        gradients, f = self.adversary.gradients, self.adversary.byzantine
+        with_honest = among = 0.0
+        if self.coefficients is not None:
+            coefficients = _for_all(self.coefficients.double(), f, 1)
+            with_honest = self.adversary.honest_gram @ coefficients.mT
+            among = coefficients @ with_honest
+        if self.explicit is not None:
+            explicit_with_honest = _for_all(gradients.inner_products(self.explicit), f, 2)
+            explicit = self.explicit.bmm(self.explicit.mT).double()
+            among = among + _for_all(_for_all(explicit, f, 1), f, 2)
+            with_honest = with_honest + explicit_with_honest
+            if self.coefficients is not None:
+                mixed = coefficients @ explicit_with_honest
+                among = among + mixed + mixed.mT
+        assert isinstance(with_honest, Tensor) and isinstance(among, Tensor)
+        return with_honest, among
 
     def weighted(self, weights: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        return _distinct(weights, self.coefficients)[:, None].bmm(self.coefficients.to(weights.dtype)).squeeze(1), None
+        return tuple(
+            None if part is None else _distinct(weights, part)[:, None].bmm(part.to(weights.dtype)).squeeze(1)
+            for part in (self.coefficients, self.explicit)
+        )  # type: ignore[return-value]
 
     def vectors(self) -> Tensor:
-        formed = self.adversary.gradients.vectors()
-        return _for_all(self.coefficients.to(formed.dtype) @ formed, self.adversary.byzantine, 1)
+        parts = []
+        if self.coefficients is not None:
+            formed = self.adversary.gradients.vectors()
+            parts.append(_for_all(self.coefficients.to(formed.dtype) @ formed, self.adversary.byzantine, 1))
+        if self.explicit is not None:
+            parts.append(_for_all(self.explicit, self.adversary.byzantine, 1))
+        return sum(parts[1:], parts[0])
 
 
-@dataclass
-class Explicit(ByzantineVectors):
-    """Vectors that are there."""
+class Directed(ByzantineVectors):
+    """One vector of known length, shared by all, whose direction costs more than everything else in the round."""
 
-    adversary: Adversary
-    explicit: Tensor
+    def __init__(self, adversary: Adversary, direction: Callable[[Tensor], Tensor], length: float):
+        self.adversary, self.direction, self.length = adversary, direction, length
+        like = adversary.gradients.inputs[0]
+        self._vector = like.new_zeros((adversary.replicas, adversary.dimension))
+        self._formed = torch.zeros(adversary.replicas, dtype=torch.bool, device=like.device)
+
+    def form(self, replicas: Tensor) -> None:
+        """Compute the vector in some replicas, `replicas [R]` bool, where it is not there yet."""
+        needed = (replicas & ~self._formed).nonzero().squeeze(-1)
+        if len(needed):
+            direction = self.direction(needed)
+            norm = direction.norm(dim=-1, keepdim=True)
+            first = torch.zeros_like(direction)
+            first[:, 0] = 1
+            unit = (direction / norm).where(norm != 0, first)
+            self._vector[needed] = self.length * unit
+            self._formed[needed] = True
+
+    def bounds(self) -> tuple[Tensor, Tensor]:
+        """The least and greatest squared distance to each honest gradient, whatever the direction: [R, h] each."""
+        norms = self.adversary.honest_gram.diagonal(dim1=-2, dim2=-1).sqrt()
+        return (self.length - norms).clamp(min=0).square(), (self.length + norms).square()
 
     def inner_products(self) -> tuple[Tensor, Tensor]:
-        f = self.adversary.byzantine
-        with_honest = self.adversary.gradients.inner_products(self.explicit)
-        among = self.explicit.bmm(self.explicit.mT).double()
-        return _for_all(with_honest, f, -1), _for_all(_for_all(among, f, -1), f, -2)
+        self.form(torch.ones_like(self._formed))
+        return self.formed().inner_products()
 
     def weighted(self, weights: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        return None, _distinct(weights, self.explicit)[:, None].bmm(self.explicit).squeeze(1)
+        self.form((weights != 0).any(-1))
+        return self.formed().weighted(weights)
 
     def vectors(self) -> Tensor:
-        return _for_all(self.explicit, self.adversary.byzantine, 1)
+        self.form(torch.ones_like(self._formed))
+        return self.formed().vectors()
+
+    def formed(self) -> Linear:
+        """What is there: zero in the replicas in which nobody has asked for the vector."""
+        return Linear(self.adversary, None, self._vector[:, None])
 
 
 @dataclass

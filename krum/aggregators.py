@@ -7,10 +7,15 @@ everything, itself included) and returns `weights [..., n]`; leading dimensions 
 rather than the Gram matrix itself, since a floating-point Gram matrix of vectors with a large common part no longer
 holds their differences.
 
+A *selection rule* is a Gram rule that takes the mean of the m vectors of least score: it returns the scores
+`[..., n]`, and the rest is done here. Ties go to the smallest index, and vectors that are not finite come last. Its
+scores must not fall when a distance grows: the simulation then need not compute attackers that are provably too far.
+
 A *vector rule* needs the coordinates: it takes `vectors [..., n, d]` and returns the aggregate `[..., d]`.
 
-To add a rule, write one function here and decorate it. If it has a parameter `f`, it receives the declared number of
-Byzantine workers; keyword-only parameters are its options. Tensors' own methods suffice in the body; torch is not
+To add a rule, write one function here and decorate it. Parameters called `f`, `round` and `coin` receive the declared
+number of Byzantine workers, the round (from 1), and a number drawn uniformly from [0, 1) in each round, one for each
+leading dimension; keyword-only parameters are its options. Tensors' own methods suffice in the body; torch is not
 imported here, so that experiments can be validated and planned without it.
 """
 
@@ -27,6 +32,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 AGGREGATORS: dict[str, "Aggregator"] = {}
+CONTEXT = ("f", "round", "coin")
 
 
 @dataclass(frozen=True)
@@ -39,14 +45,36 @@ class Aggregator:
     guarantee: str  # the condition under which the rule tolerates f Byzantine workers, as text, or ""
     least_workers: Callable[[int], int]  # the same condition: the least n for a given f
     fixed_weights: bool  # the weights do not depend on the vectors
+    selects: Callable[[int, int], int] | None  # of a selection rule: how many of n vectors it takes, unless m says so
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """What the function takes beside the geometry and its options: some of "f", "round" and "coin"."""
+        return tuple(name for name in inspect.signature(self.function).parameters if name in CONTEXT)
 
     @property
     def needs_f(self) -> bool:
         """The function takes the declared number of Byzantine workers."""
-        return "f" in inspect.signature(self.function).parameters
+        return "f" in self.needs
 
-    def __call__(self, geometry: "Tensor", f: int | None = None, **options: Any) -> "Tensor":
-        return self.function(geometry, f, **options) if self.needs_f else self.function(geometry, **options)
+    def __call__(self, geometry: "Tensor", f: int = 0, round: int = 1, coin: Any = 0.0, **options: Any) -> "Tensor":
+        if self.selects is None:
+            return self._call(geometry, f, round, coin, options)
+        m = self.chosen(geometry.shape[-1], f, options)
+        return _indicator(self._call(geometry, f, round, coin, options), m, geometry) / m
+
+    def scores(self, squared_distances: "Tensor", f: int = 0, **options: Any) -> "Tensor":
+        """The scores `[..., n]` of a selection rule."""
+        return self._call(squared_distances, f, 1, 0.0, options)
+
+    def chosen(self, n: int, f: int, options: Mapping[str, Any]) -> int:
+        """How many of n vectors a selection rule takes."""
+        assert self.selects is not None
+        return options["m"] if options.get("m") is not None else self.selects(n, f)
+
+    def _call(self, geometry: "Tensor", f: int, round: int, coin: Any, options: Mapping[str, Any]) -> "Tensor":
+        context = {"f": f, "round": round, "coin": coin}
+        return self.function(geometry, *(context[name] for name in self.needs), **options)
 
     def within_guarantee(self, n: int, f: int) -> bool:
         """The rule tolerates f Byzantine workers among n."""
@@ -87,24 +115,38 @@ _LEAST_WORKERS: dict[str, Callable[[int], int]] = {
 }
 
 
-def _register(sees: Literal["distances", "vectors"], guarantee: str, fixed_weights: bool) -> Callable:
+def _register(
+    sees: Literal["distances", "vectors"],
+    guarantee: str,
+    fixed_weights: bool = False,
+    selects: Callable[[int, int], int] | None = None,
+    name: str | None = None,
+) -> Callable:
     def decorate(function: Callable[..., "Tensor"]) -> Callable[..., "Tensor"]:
-        name = kebab(function)
+        known_as = name or kebab(function)
         least_workers = _LEAST_WORKERS[guarantee]
-        AGGREGATORS[name] = Aggregator(name, function, sees, guarantee, least_workers, fixed_weights)
+        AGGREGATORS[known_as] = Aggregator(known_as, function, sees, guarantee, least_workers, fixed_weights, selects)
         return function
 
     return decorate
 
 
-def gram_rule(*, guarantee: str = "", fixed_weights: bool = False) -> Callable:
+def gram_rule(*, guarantee: str = "", fixed_weights: bool = False, name: str | None = None) -> Callable:
     """Register a rule `squared_distances [..., n, n] -> weights [..., n]`."""
-    return _register("distances", guarantee, fixed_weights)
+    return _register("distances", guarantee, fixed_weights, name=name)
+
+
+def selection_rule(*, guarantee: str = "", selects: Callable[[int, int], int] = lambda n, f: 1) -> Callable:
+    """Register a rule `squared_distances [..., n, n] -> scores [..., n]`, of which the m least are taken.
+
+    m is the function's option `m` if it has one and it is given, and `selects(n, f)` otherwise.
+    """
+    return _register("distances", guarantee, selects=selects)
 
 
 def vector_rule(*, guarantee: str = "") -> Callable:
     """Register a rule `vectors [..., n, d] -> aggregate [..., d]`."""
-    return _register("vectors", guarantee, fixed_weights=False)
+    return _register("vectors", guarantee)
 
 
 # ---------------------------------------------------------------------------------------------------- Gram rules
@@ -117,41 +159,53 @@ def average(squared_distances: "Tensor") -> "Tensor":
     return squared_distances.new_full(squared_distances.shape[:-1], 1 / n)
 
 
-@gram_rule(guarantee=_KRUM)
+@selection_rule(guarantee=_KRUM)
 def krum(squared_distances: "Tensor", f: int) -> "Tensor":
     """Krum: the vector with the least score, the smallest index on a tie.
 
     `s(i) = sum over i -> j of ||V_i - V_j||^2`, where `i -> j` holds for the n - f - 2 vectors V_j, j != i, closest
     to V_i (Blanchard et al., 2017, section 4). O(n^2 d) with the distances.
     """
-    return _indicator(_krum_scores(squared_distances, f), 1, squared_distances)
+    n = squared_distances.shape[-1]
+    return _sum_of_nearest(squared_distances, n - f - 2)
 
 
-@gram_rule(guarantee=_KRUM)
+@selection_rule(guarantee=_KRUM, selects=lambda n, f: n - f)
 def multi_krum(squared_distances: "Tensor", f: int, *, m: int | None = None) -> "Tensor":
     """Multi-Krum: the mean of the m vectors of least Krum score (Blanchard et al., 2017, section 7).
 
     m = 1 is Krum, m = n is averaging; the default is the paper's m = n - f. Ties go to the smallest index.
     """
-    n = squared_distances.shape[-1]
-    m = n - f if m is None else m
-    return _indicator(_krum_scores(squared_distances, f), m, squared_distances) / m
+    return krum(squared_distances, f)
 
 
-@gram_rule()
+@gram_rule(guarantee=_KRUM, name="1-p-krum")
+def one_minus_p_krum(
+    squared_distances: "Tensor", f: int, round: int, coin: "Tensor", *, horizon: int = 500, power: float = 1.0
+) -> "Tensor":
+    """1-p Krum: averaging with probability `p_t`, Krum otherwise (Blanchard et al., 2017, supplement).
+
+    `p_t` must rise from 0 to 1; here `p_t = min(1, (t / horizon)^power)` in round t.
+    """
+    averaging = coin < min(1.0, round / horizon) ** power
+    chosen = _indicator(krum(squared_distances, f), 1, squared_distances)
+    return chosen.where(~averaging[..., None], average(squared_distances))
+
+
+@selection_rule()
 def medoid(squared_distances: "Tensor") -> "Tensor":
     """The vector with the least sum of distances (not squared) to the others, the smallest index on a tie."""
-    return _indicator(_without_infinite_vectors(squared_distances).sqrt().sum(-1), 1, squared_distances)
+    return _without_infinite_vectors(squared_distances).sqrt().sum(-1)
 
 
-@gram_rule()
+@selection_rule()
 def nearest_to_barycentre(squared_distances: "Tensor") -> "Tensor":
     """The vector with the least sum of squared distances to all others, the smallest index on a tie.
 
     It is the vector nearest the barycentre, since `sum_j ||V_i - V_j||^2 = n ||V_i - mean||^2 + constant`. Two
     colluding workers defeat it (Figure 2 of Blanchard et al., 2017).
     """
-    return _indicator(_without_infinite_vectors(squared_distances).sum(-1), 1, squared_distances)
+    return _without_infinite_vectors(squared_distances).sum(-1)
 
 
 @gram_rule()
@@ -196,6 +250,39 @@ def geometric_median(squared_distances: "Tensor", *, iterations: int = 1000, tol
     return weights
 
 
+# ----------------------------------------------------------------------- what libraries compute and call Krum
+#
+# Read in their sources, in the versions named; the formulas are transcribed in our notation.
+
+
+@selection_rule(guarantee=_KRUM)
+def krum_n_f_1(squared_distances: "Tensor", f: int) -> "Tensor":
+    """One neighbour more than the paper: the n - f - 1 least squared distances (byzfl 0.0.11, byzpy 0.1.4)."""
+    n = squared_distances.shape[-1]
+    return _sum_of_nearest(squared_distances, n - f - 1)
+
+
+@selection_rule(guarantee=_KRUM)
+def krum_n_f_1_unsquared(squared_distances: "Tensor", f: int) -> "Tensor":
+    """The n - f - 1 least distances, not squared (calicarpa's krum 0.1.0, ByzantineMomentum, Garfield)."""
+    n = squared_distances.shape[-1]
+    return _sum_of_nearest(squared_distances.sqrt(), n - f - 1)
+
+
+@selection_rule(guarantee=_KRUM)
+def krum_unsquared(squared_distances: "Tensor", f: int) -> "Tensor":
+    """The n - f - 2 least distances, not squared (torchjd 0.18)."""
+    n = squared_distances.shape[-1]
+    return _sum_of_nearest(squared_distances.sqrt(), n - f - 2)
+
+
+@selection_rule(guarantee=_KRUM)
+def krum_fourth_power(squared_distances: "Tensor", f: int) -> "Tensor":
+    """The n - f - 2 least squared distances, squared again (Blades 0.1, epfml's byzantine-robust-optimizer)."""
+    n = squared_distances.shape[-1]
+    return _sum_of_nearest(squared_distances.square(), n - f - 2)
+
+
 # -------------------------------------------------------------------------------------------------- vector rules
 
 
@@ -218,12 +305,11 @@ def trimmed_mean(vectors: "Tensor", f: int) -> "Tensor":
 # ----------------------------------------------------------------------------------------------------- their parts
 
 
-def _krum_scores(squared_distances: "Tensor", f: int) -> "Tensor":
-    """`s(i)`: the sum of the n - f - 2 least squared distances from V_i to the *other* vectors."""
-    n = squared_distances.shape[-1]
-    to_others = squared_distances.clone()
+def _sum_of_nearest(measure: "Tensor", neighbours: int) -> "Tensor":
+    """For each i the sum of its `neighbours` least values `measure[i, j]`, j != i."""
+    to_others = measure.clone()
     to_others.diagonal(dim1=-2, dim2=-1).fill_(float("inf"))
-    return to_others.sort(-1).values[..., : n - f - 2].sum(-1)
+    return to_others.sort(-1).values[..., :neighbours].sum(-1)
 
 
 def _without_infinite_vectors(squared_distances: "Tensor") -> "Tensor":

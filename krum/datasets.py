@@ -129,18 +129,28 @@ def digest(content: bytes, algorithm: str) -> str:
 # ---------------------------------------------------------------------------------------------------------- Spambase
 
 
-@dataset(
-    samples=4601,
-    features=57,
-    classes=2,
-    standardise=True,
-    checksums={"spambase.data": "sha256:ebec58cfca94ea61c77df632314acae15bad410f4769d38b1a66cb41050e3431"},
-)
+_SPAMBASE: dict[str, Any] = {
+    "samples": 4601,
+    "features": 57,
+    "classes": 2,
+    "standardise": True,
+    "checksums": {"spambase.data": "sha256:ebec58cfca94ea61c77df632314acae15bad410f4769d38b1a66cb41050e3431"},
+}
+
+
+@dataset(**_SPAMBASE)
 def spambase(folder: Path) -> Samples:
     """Spambase: 57 word and character frequencies of 4,601 e-mails, 39.4 % of them spam (class 1). CC BY 4.0."""
     text = read_checked(folder, "spambase", "spambase.data").decode("ascii")
     table = np.array([line.split(",") for line in text.split()], dtype=np.float64)
     return Samples(table[:, :-1].astype(np.float32), table[:, -1].astype(np.int64))
+
+
+@dataset(**_SPAMBASE)
+def spambase_log(folder: Path) -> Samples:
+    """Spambase with `log(1 + feature)`: the frequencies and run lengths are heavy-tailed."""
+    plain = spambase(folder)
+    return Samples(np.log1p(plain.features), plain.labels)
 
 
 # ------------------------------------------------------------------------------------------------------------- MNIST

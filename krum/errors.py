@@ -13,4 +13,6 @@ def unknown(what: str, found: object, known: Iterable[str]) -> str:
     names = list(known)
     near = get_close_matches(str(found), names, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]!r}? " if near else ""
-    return f"unknown {what} {found!r}; {hint}(known: {', '.join(names)})"
+    if found is None and "none" in names:
+        hint = "did you mean 'none'? "
+    return f"unknown {what} {found!r}; {hint}(known: {', '.join(names) or 'none at all'})"

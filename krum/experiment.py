@@ -19,16 +19,17 @@ from typing import Any
 import jsonschema
 import yaml
 
+from krum import probes
 from krum.aggregators import AGGREGATORS
-from krum.attacks import ATTACKS
+from krum.attacks import ATTACKS, LEAST_BYZANTINE
 from krum.datasets import DATASETS
 from krum.errors import InputError, unknown
-from krum.models import MODELS
+from krum.models import MODELS, build
 from krum.registry import check_options, lookup
 
 EXPERIMENTS = Path(__file__).resolve().parent.parent / "experiments"
-NOT_EXPERIMENTS = ("defaults", "schema")
-TAKEN = ("all", "curve", "data", "figure", "results")  # the workflow's rules; an experiment is a target like them
+NOT_EXPERIMENTS = ("claims", "defaults", "schema")
+TAKEN = ("all", "claims", "curve", "data", "figure", "probe", "report", "results", "scorecard")  # the workflow's rules; an experiment is a target like them
 
 LARGEST = 1e30
 
@@ -56,6 +57,8 @@ class Cell:
     evaluate_every: int
     folds: int
     seeds: int
+    compare_with: str | None = None
+    measure_gradient: bool = False
 
     @property
     def outside_guarantee(self) -> bool:
@@ -89,14 +92,41 @@ class Cell:
 
 
 @dataclass(frozen=True)
+class Probe:
+    """A measurement that is no training run, see `krum.probes`: everything that decides its rows."""
+
+    name: str
+    options: Options
+    seeds: int
+
+    def to_json(self) -> str:
+        """The canonical text of the probe; `Probe.from_json` reads it back."""
+        return json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls, text: str) -> "Probe":
+        """The probe that `to_json` wrote."""
+        fields = json.loads(text)
+        return cls(**{**fields, "options": _frozen(dict(fields["options"]))})
+
+    @property
+    def slug(self) -> str:
+        """A file name for people, made unique by a hash of the canonical text."""
+        return f"{self.name}_{hashlib.sha256(self.to_json().encode()).hexdigest()[:10]}"
+
+
+@dataclass(frozen=True)
 class Experiment:
-    """A validated experiment: its cells in the order of the grid, and how to draw them."""
+    """A validated experiment: its cells and probes in the order of the YAML, and how to draw them."""
 
     name: str
     title: str
     claim: str
     figure: Mapping[str, Any]
     cells: tuple[Cell, ...]
+    probes: tuple[Probe, ...]
+    part: str  # paper, supplement or beyond: whose figure it is
+    fidelity: Mapping[str, str]  # parameter -> who says so (paper, supplement, ours) and why
     source: str  # the YAML's text
     overrides: Mapping[str, Any]
 
@@ -124,22 +154,25 @@ def load(path: Path | str, overrides: Mapping[str, Any] | None = None) -> Experi
     _validate(overrides, "parameters", "overrides")
     shared = document.get("parameters", {})
     blocks: list[tuple[str, dict[str, Any]]] = []
-    for number, block in enumerate(document["grid"]):
+    for number, block in enumerate(document.get("grid", [])):
         where = f"{path}: grid[{number}]"
-        lists = {key: value if isinstance(value, list) else [value] for key, value in block.items()}
-        for key, values in lists.items():
-            if not values:
-                raise InputError(f"{where}.{key}: found an empty list; give at least one value")
-            for value in values:
-                _validate({key: value}, "parameters", where)
-        for combination in itertools.product(*lists.values()):
-            chosen = {**defaults["parameters"], **shared, **dict(zip(lists, combination, strict=True)), **overrides}
+        for combination in _unfolded(where, block):
+            _validate(combination, "parameters", where)
+            chosen = {**defaults["parameters"], **shared, **combination, **overrides}
             whole = {key: int(v) for key, v in chosen.items() if _schema_type(key) == "integer"}  # 20.0 is 20, too
             blocks.append((where, {**chosen, **whole}))
     # A defender does not know whether it is attacked: declared_f is the most that the experiment ever meets.
     most = max((_byzantine(parameters) for _, parameters in blocks), default=0)
     outside = document.get("outside_guarantee", False)
     cells = [_cell(where, parameters, defaults["models"], most, outside) for where, parameters in blocks]
+    seeds = {**defaults["parameters"], **shared, **overrides}["seeds"]
+    measured = [
+        _probe(f"{path}: probes[{number}]", combination, overrides.get("seeds"), seeds)
+        for number, block in enumerate(document.get("probes", []))
+        for combination in _unfolded(f"{path}: probes[{number}]", block)
+    ]
+    if not cells and not measured:
+        raise InputError(f"{path}: nothing to run; give a grid of training runs, or probes")
     reference = document["figure"].get("reference", {}).get("aggregator")
     calm = {cell.aggregator for cell in cells if not cell.byzantine}
     if reference is not None and reference not in calm:
@@ -153,9 +186,38 @@ def load(path: Path | str, overrides: Mapping[str, Any] | None = None) -> Experi
         claim=document["claim"],
         figure=document["figure"],
         cells=tuple(dict.fromkeys(cells)),
+        probes=tuple(dict.fromkeys(measured)),
+        part=document.get("part", "beyond"),
+        fidelity={**defaults["fidelity"], **document.get("fidelity", {})},
         source=source,
         overrides=overrides,
     )
+
+
+def _unfolded(where: str, block: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The product of a block's lists; a single value is a list of one."""
+    lists = {key: value if isinstance(value, list) else [value] for key, value in block.items()}
+    for key, values in lists.items():
+        if not values:
+            raise InputError(f"{where}.{key}: found an empty list; give at least one value")
+    return [dict(zip(lists, combination, strict=True)) for combination in itertools.product(*lists.values())]
+
+
+def _probe(where: str, options: dict[str, Any], seeds_override: int | None, seeds: int) -> Probe:
+    try:
+        if "name" not in options:
+            raise InputError(f"name is missing; give one of {', '.join(probes.PROBES)}")
+        name, own_seeds = options["name"], options.get("seeds", seeds)
+        probe = lookup(probes.PROBES, name, "probe")
+        if isinstance(own_seeds, bool) or not isinstance(own_seeds, int) or own_seeds < 1:
+            raise InputError(f"seeds: found {own_seeds!r}; give a positive integer")
+        options = {key: value for key, value in options.items() if key not in ("name", "seeds")}
+        _check_numbers(options, where)
+        check_options(f"probe {name}", probe, options)
+        probes.check(name, options)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from None
+    return Probe(name, _frozen(options), own_seeds if seeds_override is None else seeds_override)
 
 
 def _byzantine(parameters: Mapping[str, Any]) -> int:
@@ -180,7 +242,13 @@ def _cell(
         attack, attack_options = _named(parameters["attack"])
         check_options(f"model {model}", lookup(MODELS, model, "model"), model_options)
         check_options(f"attack {attack}", lookup(ATTACKS, attack, "attack"), attack_options)
+        build(model, model_options, dataset.features, dataset.classes)
         byzantine = _byzantine(parameters)
+        if 0 < byzantine < LEAST_BYZANTINE[attack]:
+            raise InputError(
+                f"attack {attack} takes at least {LEAST_BYZANTINE[attack]} Byzantine workers; "
+                f"byzantine_fraction {parameters['byzantine_fraction']} of {parameters['workers']} is {byzantine}"
+            )
         declared_f = parameters.get("declared_f", most_byzantine)
         rule = lookup(AGGREGATORS, aggregator, "aggregator")
         try:
@@ -192,6 +260,12 @@ def _cell(
                 else (", or say outside_guarantee: true to run it all the same")
             )
             raise InputError(f"{error}{hint}") from None
+        compare_with = parameters.get("compare_with")
+        if compare_with is not None:
+            other = lookup(AGGREGATORS, compare_with, "aggregator")
+            if "distances" != other.sees or rule.sees != other.sees or rule.fixed_weights:
+                raise InputError(f"compare_with: {aggregator} and {compare_with} must both choose by distances")
+            other.check(parameters["workers"], declared_f, {}, outside_guarantee)
         if byzantine >= parameters["workers"]:
             raise InputError(f"byzantine_fraction {parameters['byzantine_fraction']} leaves no honest worker")
         fold = dataset.samples - -(-dataset.samples // parameters["folds"])
@@ -220,6 +294,8 @@ def _cell(
         evaluate_every=parameters["evaluate_every"],
         folds=parameters["folds"],
         seeds=parameters["seeds"],
+        compare_with=compare_with,
+        measure_gradient=parameters.get("measure_gradient", False),
     )
 
 
@@ -256,6 +332,13 @@ _Loader.yaml_implicit_resolvers = {k: list(v) for k, v in yaml.SafeLoader.yaml_i
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
 )
+
+
+def read_checked(path: Path, definition: str) -> dict[str, Any]:
+    """A YAML file that fits one of schema.yaml's definitions; InputError otherwise."""
+    document, _ = _read(path)
+    _validate(document, definition, str(path))
+    return document
 
 
 def _read(path: Path) -> tuple[dict[str, Any], str]:

@@ -7,7 +7,8 @@ derivative delta of the sample's loss at its output. With worker i's mini-batch 
 
 where the 1 is the bias's, and `sum_i w_i G_i` is one backward product with the samples weighted by `w_i / b`. Where
 n b is large against a layer, forming that layer's gradients costs less: the branch is chosen per layer by counting
-multiply-adds (Goodfellow, 2015; Bu et al., 2022, "mixed ghost norms").
+multiply-adds (Goodfellow, 2015; Bu et al., 2022, "mixed ghost norms"). A convolution is such a layer after unfolding:
+a sample then has one row per position of the window instead of a single one, and its gradient is the sum over them.
 
 Flat vectors `[..., d]` hold the layers in order, each weight `[in, out]` row by row, then its bias.
 """
@@ -20,41 +21,40 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from krum.models import MLP
+from krum.models import Model
 
 Branch = Literal["samples", "gradients"]
 
 
 @dataclass(frozen=True)
 class WorkerGradients:
-    """The mini-batch gradients of h workers in R replicas, in factors: S = h b samples, worker by worker."""
+    """The mini-batch gradients of h workers in R replicas, in factors, worker by worker and sample by sample.
+
+    Layers have S = h b P rows, with P = 1 for a fully connected layer and P positions for a convolution.
+    """
 
     inputs: Sequence[Tensor]  # per layer, [R, S, in]
     deltas: Sequence[Tensor]  # per layer, [R, S, out]
     workers: int
+    batch_size: int  # samples per worker
     branch: Branch | None = None  # forces one way of computing the Gram matrix, for tests
-
-    @property
-    def batch_size(self) -> int:
-        """Samples per worker."""
-        return self.inputs[0].shape[1] // self.workers
 
     @cached_property
     def gram(self) -> Tensor:
         """Inner products `<G_i, G_j>`, [R, h, h] float64."""
-        replicas = self.inputs[0].shape[0]
-        h, b = self.workers, self.batch_size
-        by_samples = None
+        replicas, h = self.inputs[0].shape[0], self.workers
+        by_samples: dict[int, Tensor] = {}  # by the number of rows, layers with equally many together
         gram = self.inputs[0].new_zeros((replicas, h, h), dtype=torch.float64)
         for x, delta in zip(self.inputs, self.deltas, strict=True):
-            if (self.branch or cheaper_branch(h, b, x.shape[-1], delta.shape[-1])) == "samples":
+            rows = x.shape[1] // h
+            if (self.branch or cheaper_branch(h, rows, x.shape[-1], delta.shape[-1])) == "samples":
                 kernel = x.bmm(x.mT).add_(1).mul_(delta.bmm(delta.mT))
-                by_samples = kernel if by_samples is None else by_samples.add_(kernel)
+                by_samples[rows] = by_samples[rows].add_(kernel) if rows in by_samples else kernel
             else:
                 weight, bias = self._formed(x, delta)
                 gram += weight.bmm(weight.mT) + bias.bmm(bias.mT)
-        if by_samples is not None:
-            gram += by_samples.view(replicas, h, b, h, b).sum((2, 4)) / b**2
+        for rows, kernel in by_samples.items():
+            gram += kernel.view(replicas, h, rows, h, rows).sum((2, 4)) / self.batch_size**2
         return gram
 
     def weighted(self, weights: Tensor) -> list[tuple[Tensor | None, list[tuple[Tensor, Tensor]]]]:
@@ -74,30 +74,43 @@ class WorkerGradients:
 
     def _weighted(self, weights: Tensor, used: int) -> list[tuple[Tensor, Tensor]]:
         replicas, h = weights.shape
-        b = self.batch_size
-        if used == h:
-            per_sample = (weights / b).repeat_interleave(b, 1)[..., None]
-            return [(x, delta * per_sample) for x, delta in zip(self.inputs, self.deltas, strict=True)]
-        chosen = (weights != 0).byte().sort(dim=-1, descending=True, stable=True).indices[:, :used]
-        per_sample = (weights.gather(1, chosen) / b).repeat_interleave(b, 1)[..., None]
-        replica = torch.arange(replicas, device=weights.device)[:, None]
+        per_worker = weights / self.batch_size
+        if used < h:
+            chosen = (weights != 0).byte().sort(dim=-1, descending=True, stable=True).indices[:, :used]
+            per_worker = per_worker.gather(1, chosen)
+            replica = torch.arange(replicas, device=weights.device)[:, None]
         factors = []
         for x, delta in zip(self.inputs, self.deltas, strict=True):
-            x = x.view(replicas, h, b, -1)[replica, chosen].flatten(1, 2)
-            delta = delta.view(replicas, h, b, -1)[replica, chosen].flatten(1, 2)
-            factors.append((x, delta * per_sample))
+            rows = x.shape[1] // h
+            if used < h:
+                x = x.view(replicas, h, rows, -1)[replica, chosen].flatten(1, 2)
+                delta = delta.view(replicas, h, rows, -1)[replica, chosen].flatten(1, 2)
+            factors.append((x, delta * per_worker.repeat_interleave(rows, 1)[..., None]))
         return factors
 
     def inner_products(self, vectors: Tensor) -> Tensor:
         """`<G_i, E_k>` with flat `vectors [R, e, d]`: [R, h, e] float64."""
         replicas, count, _ = vectors.shape
-        total = self.inputs[0].new_zeros((replicas, self.inputs[0].shape[1], count))
+        total = self.inputs[0].new_zeros((replicas, self.workers, count), dtype=torch.float64)
         for (x, delta), (weight, bias) in zip(
             zip(self.inputs, self.deltas, strict=True), self._unflatten(vectors), strict=True
         ):
             at_output = x[:, None] @ weight + bias[:, :, None]
-            total += (at_output * delta[:, None]).sum(-1).mT
-        return total.double().view(replicas, self.workers, self.batch_size, count).mean(2)
+            by_row = (at_output * delta[:, None]).sum(-1).mT
+            total += by_row.double().view(replicas, self.workers, -1, count).sum(2) / self.batch_size
+        return total
+
+    @property
+    def squared_norms(self) -> Tensor:
+        """`||G_i||^2`, [R, h] float64, without the other inner products."""
+        total = self.inputs[0].new_zeros((self.inputs[0].shape[0], self.workers), dtype=torch.float64)
+        for x, delta in zip(self.inputs, self.deltas, strict=True):
+            if x.shape[1] == self.workers:  # one row each: the outer product's norm is the product of the norms
+                norms = torch.linalg.vector_norm(x, dim=-1).square() + 1
+                total += (norms * torch.linalg.vector_norm(delta, dim=-1).square()).double() / self.batch_size**2
+            else:
+                total += sum(part.square().sum(-1).double() for part in self._formed(x, delta))
+        return total
 
     def vectors(self) -> Tensor:
         """The gradients themselves, flat: [R, h, d]."""
@@ -107,13 +120,17 @@ class WorkerGradients:
     def of_replicas(self, chosen: Tensor) -> "WorkerGradients":
         """The same for some replicas only."""
         return WorkerGradients(
-            [x[chosen] for x in self.inputs], [d[chosen] for d in self.deltas], self.workers, self.branch
+            [x[chosen] for x in self.inputs],
+            [delta[chosen] for delta in self.deltas],
+            self.workers,
+            self.batch_size,
+            self.branch,
         )
 
     def _formed(self, x: Tensor, delta: Tensor) -> tuple[Tensor, Tensor]:
         """One layer's gradients, flat: weights [R, h, in out] and biases [R, h, out]."""
-        replicas, h, b = x.shape[0], self.workers, self.batch_size
-        x, delta = x.reshape(replicas * h, b, -1), delta.reshape(replicas * h, b, -1) / b
+        replicas, h, rows = x.shape[0], self.workers, x.shape[1] // self.workers
+        x, delta = x.reshape(replicas * h, rows, -1), delta.reshape(replicas * h, rows, -1) / self.batch_size
         return x.mT.bmm(delta).view(replicas, h, -1), delta.sum(1).view(replicas, h, -1)
 
     def _unflatten(self, vectors: Tensor) -> list[tuple[Tensor, Tensor]]:
@@ -121,7 +138,7 @@ class WorkerGradients:
 
 
 def worker_gradients(
-    model: MLP,
+    model: Model,
     parameters: list[tuple[Tensor, Tensor]],
     samples: Tensor,
     labels: Tensor,
@@ -132,18 +149,21 @@ def worker_gradients(
 
     `samples [R, workers * b, features]` and `labels [R, workers * b]`, worker by worker.
     """
-    inputs, logits = model.forward(parameters, samples)
+    inputs, activations, logits = model.forward(parameters, samples)
     at_logits = logits.softmax(-1)
     labels = labels[..., None]
     at_logits.scatter_add_(-1, labels, at_logits.new_full((), -1).expand(labels.shape))
-    return WorkerGradients(inputs, model.backward(parameters, inputs, at_logits), workers, branch)
+    deltas = model.backward(parameters, activations, at_logits)
+    return WorkerGradients(inputs, deltas, workers, samples.shape[1] // workers, branch)
 
 
-def cheaper_branch(workers: int, batch_size: int, fan_in: int, fan_out: int) -> Branch:
-    """The way to a layer's Gram matrix that takes fewer multiply-adds: over pairs of samples, or formed gradients."""
-    samples = workers * batch_size
-    over_pairs = samples**2 * (fan_in + fan_out)
-    formed = (samples + workers**2) * fan_in * fan_out
+def cheaper_branch(workers: int, rows: int, fan_in: int, fan_out: int) -> Branch:
+    """The way to a layer's Gram matrix that takes fewer multiply-adds: over pairs of rows, or formed gradients.
+
+    `rows` is what each worker has in the layer: its samples, times the positions of a convolution.
+    """
+    over_pairs = (workers * rows) ** 2 * (fan_in + fan_out)
+    formed = (workers * rows + workers**2) * fan_in * fan_out
     return "samples" if over_pairs <= formed else "gradients"
 
 

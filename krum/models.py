@@ -2,26 +2,47 @@
 
 A model here is a stack of layers that are linear in their parameters, for which `krum.gradients` needs no more than
 each layer's input and the loss's derivative at its output. Parameters are a list of `(weight [R, in, out],
-bias [R, out])`, one pair per layer, R replicas.
+bias [R, out])`, one pair per layer, R replicas. To add a model, write one function here and decorate it.
 """
 
 import itertools
+import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from krum.errors import InputError
 from krum.registry import kebab, lookup
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    Parameters = list[tuple[Tensor, Tensor]]
+Parameters = list[tuple["Tensor", "Tensor"]]
 
-MODELS: dict[str, Callable[..., "MLP"]] = {}
+MODELS: dict[str, Callable[..., "Model"]] = {}
 
 
-def model(function: Callable[..., "MLP"]) -> Callable[..., "MLP"]:
+class Model(Protocol):
+    """What the simulation asks of a model."""
+
+    layers: Sequence[tuple[int, int]]
+    """Each layer's (in, out)."""
+
+    def forward(
+        self, parameters: "Parameters", samples: "Tensor"
+    ) -> tuple[list["Tensor"], list["Tensor"], "Tensor"]:
+        """From samples `[R, S, features]`: every layer's input `[R, S P, in]`, activations, logits `[R, S, classes]`.
+
+        P is 1 for a fully connected layer, and the number of positions for an unfolded convolution. The activations
+        are what `backward` needs: every layer's input before unfolding.
+        """
+
+    def backward(self, parameters: "Parameters", activations: list["Tensor"], at_logits: "Tensor") -> list["Tensor"]:
+        """Each layer's `delta [R, S P, out]`, the loss's derivative at its output, given the one at the logits."""
+
+
+def model(function: Callable[..., Model]) -> Callable[..., Model]:
     """Register a function `(features, classes, *, options) -> model`."""
     MODELS[kebab(function)] = function
     return function
@@ -33,9 +54,31 @@ def mlp(features: int, classes: int, *, hidden: Sequence[int]) -> "MLP":
     return MLP([features, *hidden, classes])
 
 
-def build(name: str, options: dict[str, Any], features: int, classes: int) -> "MLP":
-    """The model of that name for a data set."""
+@model
+def convnet(
+    features: int, classes: int, *, channels: Sequence[int] = (8, 16), kernel: int = 5, stride: int = 3
+) -> "ConvNet":
+    """A small convolutional network for square grey images: strided convolutions with ReLU, then one logit per class."""
+    return ConvNet(features, classes, channels, kernel, stride)
+
+
+def build(name: str, options: dict[str, Any], features: int, classes: int) -> Model:
+    """The model of that name for a data set. Raises InputError where its sizes do not fit."""
     return lookup(MODELS, name, "model")(features, classes, **options)
+
+
+def dimension(model: Model) -> int:
+    """d, the number of parameters."""
+    return sum(fan_in * fan_out + fan_out for fan_in, fan_out in model.layers)
+
+
+def initialise(model: Model, rng: np.random.Generator) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Initial weights and biases of one replica, uniform in +-1/sqrt(in), as torch.nn.Linear and Conv2d start."""
+    start = []
+    for fan_in, fan_out in model.layers:
+        bound = fan_in**-0.5
+        start.append((rng.uniform(-bound, bound, (fan_in, fan_out)), rng.uniform(-bound, bound, fan_out)))
+    return start
 
 
 class MLP:
@@ -43,27 +86,82 @@ class MLP:
 
     def __init__(self, sizes: Sequence[int]):
         self.layers = list(itertools.pairwise(sizes))
-        self.dimension = sum(fan_in * fan_out + fan_out for fan_in, fan_out in self.layers)
 
-    def initialise(self, rng: np.random.Generator) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Initial weights and biases of one replica, uniform in +-1/sqrt(in), as `torch.nn.Linear` starts."""
-        start = []
-        for fan_in, fan_out in self.layers:
-            bound = fan_in**-0.5
-            start.append((rng.uniform(-bound, bound, (fan_in, fan_out)), rng.uniform(-bound, bound, fan_out)))
-        return start
-
-    def forward(self, parameters: "Parameters", samples: "Tensor") -> tuple[list["Tensor"], "Tensor"]:
-        """From samples `[R, S, features]`: every layer's input `[R, S, in]`, and the logits `[R, S, classes]`."""
+    def forward(
+        self, parameters: "Parameters", samples: "Tensor"
+    ) -> tuple[list["Tensor"], list["Tensor"], "Tensor"]:
         inputs = [samples]
         for weight, bias in parameters[:-1]:
             inputs.append(bias[:, None].baddbmm(inputs[-1], weight).relu_())
         weight, bias = parameters[-1]
-        return inputs, bias[:, None].baddbmm(inputs[-1], weight)
+        return inputs, inputs, bias[:, None].baddbmm(inputs[-1], weight)
 
-    def backward(self, parameters: "Parameters", inputs: list["Tensor"], at_logits: "Tensor") -> list["Tensor"]:
-        """Each layer's `delta [R, S, out]`, the loss's derivative at its output, given the one at the logits."""
+    def backward(self, parameters: "Parameters", activations: list["Tensor"], at_logits: "Tensor") -> list["Tensor"]:
         deltas = [at_logits]
-        for (weight, _), activation in zip(parameters[:0:-1], inputs[:0:-1], strict=True):
-            deltas.append(deltas[-1].bmm(weight.mT).mul_(activation > 0))
+        for (weight, _), activation in zip(parameters[:0:-1], activations[:0:-1], strict=True):
+            deltas.append(deltas[-1].bmm(weight.mT).mul_(activation.sign()))
         return deltas[::-1]
+
+
+class ConvNet:
+    """Strided convolutions without padding, ReLU after each, then a fully connected layer to the logits.
+
+    A map's memory is ordered `[R, S, height, width, channels]`. A convolution's input is unfolded: one row per position of its
+    window, whose columns are (row in the window, column in the window, channel).
+    """
+
+    def __init__(self, features: int, classes: int, channels: Sequence[int], kernel: int, stride: int):
+        side = math.isqrt(features)
+        if side * side != features:
+            raise InputError(f"convnet takes square images; found {features} features, which are none; use mlp")
+        self.kernel, self.stride = kernel, stride
+        self.sides = [side]  # of the maps, before each convolution and after the last
+        for _ in channels:
+            if self.sides[-1] < kernel:
+                raise InputError(
+                    f"convnet: after {len(self.sides) - 1} of {len(channels)} convolutions the map is "
+                    f"{self.sides[-1]} wide, less than the kernel's {kernel}; use fewer, a smaller kernel or stride"
+                )
+            self.sides.append((self.sides[-1] - kernel) // stride + 1)
+        self.channels = [1, *channels]
+        self.layers = [(fan_in * kernel**2, fan_out) for fan_in, fan_out in itertools.pairwise(self.channels)]
+        self.layers.append((self.channels[-1] * self.sides[-1] ** 2, classes))
+
+    def forward(
+        self, parameters: "Parameters", samples: "Tensor"
+    ) -> tuple[list["Tensor"], list["Tensor"], "Tensor"]:
+        replicas, count, _ = samples.shape
+        inputs, activations = [], [samples]
+        for (weight, bias), side, depth in zip(parameters[:-1], self.sides, self.channels, strict=False):
+            inputs.append(self._unfold(activations[-1].reshape(replicas, count, side, side * depth), depth))
+            activations.append(bias[:, None].baddbmm(inputs[-1], weight).relu_())
+        weight, bias = parameters[-1]
+        inputs.append(activations[-1].view(replicas, count, -1))
+        return inputs, activations, bias[:, None].baddbmm(inputs[-1], weight)
+
+    def backward(self, parameters: "Parameters", activations: list["Tensor"], at_logits: "Tensor") -> list["Tensor"]:
+        replicas, count, _ = at_logits.shape
+        at_input = at_logits.bmm(parameters[-1][0].mT).view_as(activations[-1])
+        deltas = [at_logits, at_input.mul_(activations[-1].sign())]
+        for layer in range(len(self.channels) - 2, 0, -1):
+            at_input = self._fold(deltas[-1].bmm(parameters[layer][0].mT), layer, replicas, count)
+            deltas.append(at_input.mul_(activations[layer].sign()))
+        return deltas[::-1]
+
+    def _unfold(self, maps: "Tensor", depth: int) -> "Tensor":
+        """`[R, S, side, side C]` -> `[R, S P, kernel^2 C]`."""
+        rows = maps.unfold(2, self.kernel, self.stride)  # [R, S, down, side C, kernel]
+        windows = rows.unfold(3, self.kernel * depth, self.stride * depth)  # [R, S, down, across, kernel, kernel C]
+        replicas, count, down, across = windows.shape[:4]
+        return windows.reshape(replicas, count * down * across, -1)
+
+    def _fold(self, unfolded: "Tensor", layer: int, replicas: int, count: int) -> "Tensor":
+        """The reverse of `_unfold`, summing where windows overlap: `[R, S P, kernel^2 C]` -> `[R, S side^2, C]`."""
+        before, after, depth = self.sides[layer], self.sides[layer + 1], self.channels[layer]
+        windows = unfolded.view(replicas, count, after, after, self.kernel, self.kernel, depth)
+        maps = unfolded.new_zeros((replicas, count, before, before, depth))
+        reach = self.stride * (after - 1) + 1
+        for down, across in itertools.product(range(self.kernel), repeat=2):
+            part = maps[:, :, down : down + reach : self.stride, across : across + reach : self.stride]
+            part += windows[:, :, :, :, down, across]
+        return maps.view(replicas, count * before**2, depth)

@@ -1,9 +1,10 @@
 """What the Snakefile asks: which experiments, which cells, where to write. Imports no torch."""
 
 import hashlib
+import json
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,10 +15,16 @@ try:
 except ImportError:  # not on Windows
     fcntl = None  # type: ignore[assignment]
 
-from krum import experiment, provenance
+from krum import claims, experiment, probes, provenance
+from krum.claims import Claim
 from krum.errors import InputError, unknown
-from krum.experiment import Cell, Experiment
+from krum.experiment import Cell, Experiment, Probe
 
+CATEGORIES = {
+    "paper": "2. The paper's figures",
+    "supplement": "3. Its supplement",
+    "beyond": "4. Beyond the paper",
+}
 CONFIG = {"results": "results", "figures": "figures", "device": "auto", "overrides": {}}
 
 
@@ -26,6 +33,7 @@ class Plan:
     """The experiments, and where and how they run."""
 
     experiments: Mapping[str, Experiment]
+    claims: Sequence[Claim]
     results: str
     figures: str
     device: str
@@ -36,9 +44,21 @@ class Plan:
         """Every curve to compute, by file name; cells that experiments share appear once."""
         return {cell.slug: cell for spec in self.experiments.values() for cell in spec.cells}
 
-    def curve_files(self, name: str) -> list[str]:
-        """The curves of an experiment, in the order of its grid."""
-        return [f"{self.results}/curves/{cell.slug}.parquet" for cell in self.experiments[name].cells]
+    @cached_property
+    def probes(self) -> dict[str, Probe]:
+        """Every other measurement to take, by file name."""
+        return {probe.slug: probe for spec in self.experiments.values() for probe in spec.probes}
+
+    def part_files(self, name: str) -> list[str]:
+        """The curves and probes of an experiment, in the order of its YAML."""
+        spec = self.experiments[name]
+        curves = [f"{self.results}/curves/{cell.slug}.parquet" for cell in spec.cells]
+        return curves + [f"{self.results}/probes/{probe.slug}.parquet" for probe in spec.probes]
+
+    @property
+    def scorecard_files(self) -> list[str]:
+        """The scorecard, where there are claims."""
+        return [f"{self.figures}/scorecard.html"] if self.claims else []
 
     def figure_files(self, name: str) -> list[str]:
         """The figure of an experiment, in its formats."""
@@ -48,11 +68,30 @@ class Plan:
         """The digest of the code that decides a curve."""
         return provenance.code_digest(self.cells[curve])
 
+    def probe_digest(self, probe: str) -> str:
+        """The digest of the code that decides a probe."""
+        return provenance.probe_digest(self.probes[probe])
+
+    def threads(self, probe: str, cores: int) -> int:
+        """All cores for a probe that measures time, which nothing may disturb; one for the others."""
+        return cores if self.probes[probe].name in probes.ALONE else 1
+
+    def figure_digest(self, *modules: str) -> str:
+        """The digest of the code that draws or judges."""
+        return hashlib.sha256("".join(provenance.module_digest(name) for name in modules).encode()).hexdigest()
+
     @property
-    def plots_digest(self) -> str:
-        """The digest of the code that draws."""
-        modules = [provenance.module_digest(name) for name in ("plots", "statistics")]
-        return hashlib.sha256("".join(modules).encode()).hexdigest()
+    def captions(self) -> dict[str, str]:
+        """The figures' captions, as the claims' evaluation left them; without it, the titles."""
+        titles = {name: spec.title for name, spec in self.experiments.items()}
+        try:
+            return {**titles, **json.loads(Path(self.results, "captions.json").read_text(encoding="utf-8"))}
+        except (OSError, ValueError):
+            return titles
+
+    def category(self, name: str) -> str:
+        """Where an experiment's figure stands in the report."""
+        return CATEGORIES[self.experiments[name].part]
 
 
 def plan(root: Path, config: Mapping[str, Any]) -> Plan:
@@ -67,7 +106,10 @@ def plan(root: Path, config: Mapping[str, Any]) -> Plan:
     if chosen["device"] not in ("auto", "cpu", "cuda"):
         raise InputError(f"config: {unknown('device', chosen['device'], ('auto', 'cpu', 'cuda'))}")
     experiments = experiment.load_all(Path(root) / "experiments", chosen["overrides"])
-    return Plan(experiments, **{key: chosen[key] for key in CONFIG})
+    claimed = Path(root) / "experiments" / "claims.yaml"
+    scorecard = claims.load(claimed)
+    claims.check(scorecard, experiments, claimed)
+    return Plan(experiments, scorecard, **{key: chosen[key] for key in CONFIG})
 
 
 def prefer_this_python() -> None:

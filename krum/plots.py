@@ -4,7 +4,8 @@ One function per kind, in KINDS. An aggregator keeps its colour and marker in ev
 """
 
 import json
-from collections.abc import Callable, Mapping
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,14 @@ import matplotlib
 
 matplotlib.use("Agg")
 
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, ScalarFormatter
 
-from krum import statistics, store
+from krum import statistics, store, theory
+from krum.report import TITLES, setting
 
 STYLES = {  # colour-blind safe (Okabe and Ito), and a marker for print
     "average": ("#0072B2", "o"),
@@ -27,31 +31,15 @@ STYLES = {  # colour-blind safe (Okabe and Ito), and a marker for print
     "nearest-to-barycentre": ("#56B4E9", "P"),
     "median": ("#000000", "X"),
     "trimmed-mean": ("#7F7F7F", "*"),
+    "1-p-krum": ("#8C564B", "<"),
+    "krum-n-f-1": ("#F0B000", "p"),
+    "krum-n-f-1-unsquared": ("#9467BD", ">"),
+    "krum-unsquared": ("#1B7837", "h"),
+    "krum-fourth-power": ("#4D4D4D", "d"),
 }
-OTHER_STYLES = [("#8C564B", "<"), ("#9467BD", ">"), ("#BCBD22", "h"), ("#17BECF", "p"), ("#A6761D", "d")]
-DATASET_TITLES = {"spambase": "Spambase", "mnist": "MNIST"}
-
-
-def style(aggregator: str) -> tuple[str, str]:
-    """Colour and marker of an aggregator; one that has none of its own gets one that depends on its name alone."""
-    if aggregator in STYLES:
-        return STYLES[aggregator]
-    return OTHER_STYLES[sum(aggregator.encode()) % len(OTHER_STYLES)]
-
-
-def draw(rows: pd.DataFrame, experiment: Mapping[str, Any]) -> Figure:
-    """The figure of an experiment: its rows, and title and `figure` entry from the results' metadata."""
-    return KINDS[experiment["figure"]["kind"]](rows, experiment)
-
-
-def save(figure: Figure, stem: Path) -> list[Path]:
-    """Write `stem`.png and `stem`.pdf, each complete or not at all."""
-    paths = [stem.with_name(f"{stem.name}.png"), stem.with_name(f"{stem.name}.pdf")]
-    for path, metadata in zip(paths, ({}, {"CreationDate": None}), strict=True):
-        with store.replacing(path) as temporary:
-            figure.savefig(temporary, dpi=160, metadata=metadata)
-    return paths
-
+OTHER_STYLES = [("#BCBD22", "H"), ("#17BECF", "8"), ("#A6761D", "1"), ("#66628D", "2"), ("#B2182B", "3")]
+LINES = {"none": "-", "gaussian": "--"}  # of an attack, where one panel shows several
+ATTACKED = (0, (1, 1))  # ... and of any other
 
 # What a label mentions where the curves of one panel differ in it.
 DISTINCTIONS = {
@@ -63,69 +51,376 @@ DISTINCTIONS = {
     "rounds": "rounds",
     "seeds": "seeds",
     "folds": "folds",
+    "evaluate_every": "evaluated every",
 }
+# What stands above a column of panels that differ in it.
+COLUMN_TITLES = {"learning_rate": "learning rate {:g}", "batch_size": "batch {}"}
+AXIS_LABELS = {"batch_size": "mini-batch size", "learning_rate": "learning rate", "workers": "workers n"}
+MOST_ACROSS = 5  # panels side by side
+
+
+def style(aggregator: str) -> tuple[str, str]:
+    """Colour and marker of an aggregator; one that has none of its own gets one that depends on its name alone."""
+    if aggregator in STYLES:
+        return STYLES[aggregator]
+    return OTHER_STYLES[sum(aggregator.encode()) % len(OTHER_STYLES)]
+
+
+def draw(rows: pd.DataFrame, experiment: Mapping[str, Any]) -> Figure:
+    """The figure of an experiment: its rows, and title and `figure` entry from the results' metadata."""
+    figure = KINDS[experiment["figure"]["kind"]](rows, experiment)
+    figure.suptitle(experiment["title"], fontsize=12)
+    caption = setting(rows).splitlines()
+    if experiment["figure"].get("note"):
+        caption.append(" ".join(experiment["figure"]["note"].split()))
+    wide = int(figure.get_figwidth() * 17)
+    figure.supxlabel("\n".join(line for part in caption for line in textwrap.wrap(part, wide)), fontsize=8)
+    return figure
+
+
+def save(figure: Figure, stem: Path) -> list[Path]:
+    """Write `stem`.png and `stem`.pdf, each complete or not at all."""
+    paths = [stem.with_name(f"{stem.name}.png"), stem.with_name(f"{stem.name}.pdf")]
+    for path, metadata in zip(paths, ({}, {"CreationDate": None}), strict=True):
+        with store.replacing(path) as temporary:
+            figure.savefig(temporary, dpi=160, metadata=metadata)
+    return paths
+
+
+# ------------------------------------------------------------------------------------------------------- the kinds
 
 
 def curves(rows: pd.DataFrame, experiment: Mapping[str, Any]) -> Figure:
-    """Error against rounds, one panel per data set (down) and Byzantine share (across), a curve per aggregator."""
-    datasets = list(rows["dataset"].drop_duplicates())
-    shares = rows[["byzantine_fraction", "attack"]].drop_duplicates().sort_values("byzantine_fraction", kind="stable")
-    adversaries = list(shares.itertuples(index=False))
+    """Error against rounds, one panel per data set (down) and attack (across), a curve per aggregator.
+
+    With `columns`, the panels of a row differ in that column instead, and attacks in the line.
+    """
+    across = experiment["figure"].get("columns", "attack")
     reference = experiment["figure"].get("reference")
-    figure = Figure(figsize=(5.2 * len(adversaries), 3.6 * len(datasets) + 1.1), layout="constrained")
-    panels = figure.subplots(len(datasets), len(adversaries), squeeze=False, sharex=True, sharey="row")
-    for across, dataset in zip(panels, datasets, strict=True):
+    datasets = list(rows["dataset"].drop_duplicates())
+    keys = ["byzantine_fraction", "attack"] if across == "attack" else [across]
+    heads = list(rows[keys].drop_duplicates().sort_values(keys[0], kind="stable").itertuples(index=False, name=None))
+    width = min(len(heads), MOST_ACROSS)
+    per_dataset = -(-len(heads) // width)
+    figure = Figure(figsize=(max(6.4, 4.9 * width), 3.5 * len(datasets) * per_dataset + 1.2), layout="constrained")
+    grid = figure.subplots(len(datasets) * per_dataset, width, squeeze=False, sharex=True)
+    for number, dataset in enumerate(datasets):
+        panels = grid[number * per_dataset : (number + 1) * per_dataset].flatten()
         of_dataset = rows[rows["dataset"] == dataset]
-        for axes, adversary in zip(across, adversaries, strict=True):
-            here = of_dataset[
-                (of_dataset["byzantine_fraction"] == adversary.byzantine_fraction)
-                & (of_dataset["attack"] == adversary.attack)
-            ]
-            if reference and adversary.byzantine_fraction:
+        top = 0.0
+        for axes, head in zip(panels, heads, strict=False):
+            here = of_dataset[(of_dataset[keys] == list(head)).all(axis=1)]
+            for _, cell in here.groupby("cell", sort=False):
+                _curve(axes, cell, _label(cell, here, attacks=across != "attack"), styled=across != "attack")
+            if reference and here["byzantine"].any():
                 is_reference = of_dataset["aggregator"] == reference["aggregator"]
                 calm = of_dataset[is_reference & (of_dataset["byzantine"] == 0)]
                 for _, cell in calm.groupby("cell", sort=False):
                     _curve(axes, cell, f"{_label(cell, calm)}, 0 % Byzantine", dashed=True)
-            for _, cell in here.groupby("cell", sort=False):
-                _curve(axes, cell, _label(cell, here))
-            _panel(axes, dataset, here)
-    for axes in panels[-1]:
-        axes.set_xlabel("round")
-    for axes in panels[:, 0]:
-        axes.set_ylabel("cross-validation error")
-    figure.suptitle(experiment["title"], fontsize=12)
-    figure.supxlabel(_caption(rows), fontsize=8)
+            what = _adversary(here) if across == "attack" else COLUMN_TITLES.get(across, across + " {}").format(head[0])
+            _panel(axes, f"{TITLES.get(dataset, dataset)}, {what}")
+            axes.set_xlabel("round")
+            axes.set_ylabel("cross-validation error")
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
+            top = max(top, axes.get_ylim()[1])
+        for axes in panels[: len(heads)]:
+            axes.set_ylim(0, top)
+        for axes in panels[len(heads) :]:
+            axes.set_visible(False)
     return figure
 
 
-KINDS: dict[str, Callable[[pd.DataFrame, Mapping[str, Any]], Figure]] = {"curves": curves}
+def against(rows: pd.DataFrame, experiment: Mapping[str, Any]) -> Figure:
+    """Error at the last round against a swept parameter `x`, one panel per data set, a line per rule and attack."""
+    x = experiment["figure"]["x"]
+    datasets = list(rows["dataset"].drop_duplicates())
+    figure = Figure(figsize=(max(6.4, 6.2 * len(datasets)), 6.0), layout="constrained")
+    for axes, dataset in zip(figure.subplots(1, len(datasets), squeeze=False)[0], datasets, strict=True):
+        here = rows[(rows["dataset"] == dataset) & (rows["round"] == rows["rounds"])]
+        keys = ["aggregator", "attack", "byzantine", "workers"]
+        for _, line in here.groupby(keys, sort=False):
+            first = line.iloc[0]
+            label = [first["aggregator"], _who(first)]
+            if here["workers"].nunique() > 1:
+                label.append(f"n = {first['workers']}")
+            if first["outside_guarantee"]:
+                label.append("outside 2f + 2 < n")
+            _line(
+                axes,
+                _points(line, x, "test_error"),
+                first["aggregator"],
+                ", ".join(label),
+                LINES.get(first["attack"], ATTACKED),
+                hollow=first["workers"] != here["workers"].iloc[0],
+            )
+        _log_axis(axes, sorted(here[x].unique()), AXIS_LABELS.get(x, x))
+        axes.set_ylabel(f"cross-validation error at round {here['rounds'].max()}")
+        _panel(axes, TITLES.get(dataset, dataset))
+    return figure
 
 
-def _curve(axes: Axes, cell: pd.DataFrame, label: str, dashed: bool = False) -> None:
+def colluders(rows: pd.DataFrame, experiment: Mapping[str, Any]) -> Figure:
+    """The plane of Figure 2 (one draw), and training under the same collusion."""
+    plane = store.of_measurement(rows, "plane")
+    training = store.of_measurement(rows)
+    datasets = list(training["dataset"].drop_duplicates())
+    figure = Figure(figsize=(5.6 + 5.0 * len(datasets), 5.4), layout="constrained")
+    left, *others = figure.subplots(1, 1 + len(datasets), width_ratios=[1.15] + [1] * len(datasets))
+    one = plane[plane["seed"] == 0]
+    cloud, near, far = (one[one["role"] == role] for role in ("honest", "at the barycentre", "far"))
+    left.scatter(cloud["x"], cloud["y"], s=28, color="#444444", label=f"{len(cloud)} honest vectors", zorder=3)
+    left.scatter(*cloud[["x", "y"]].mean(), marker="+", s=120, color="#444444", label="their mean", zorder=4)
+    left.scatter(near["x"], near["y"], s=60, marker="X", color="#B2182B", label="a colluder", zorder=3)
+    left.scatter(*one[["x", "y"]].mean(), marker="o", s=190, facecolors="none", edgecolors="#7F7F7F", zorder=2)
+    left.annotate("barycentre of all", one[["x", "y"]].mean(), (14, -16), textcoords="offset points", fontsize=8)
+    middle, end = near[["x", "y"]].mean().to_numpy(), far[["x", "y"]].mean().to_numpy()
+    away = middle + 2.2 * (end - middle) / np.linalg.norm(end - middle)
+    left.annotate("", away, middle, arrowprops={"arrowstyle": "->", "color": "#B2182B"})
+    distance = np.linalg.norm(end - cloud[["x", "y"]].mean().to_numpy())
+    left.annotate(f"the other colluder,\n{distance:.0f} away", away, (4, -4), textcoords="offset points", fontsize=8)
+    for rule, column in (("nearest-to-barycentre", "chosen_by_nearest_to_barycentre"), ("krum", "chosen_by_krum")):
+        chosen = one[one[column].astype(bool)]
+        colour, _ = style(rule)
+        left.scatter(
+            chosen["x"], chosen["y"], s=330, marker="s", facecolors="none", edgecolors=colour, linewidths=2,
+            label=f"chosen by {rule}",
+        )  # fmt: skip
+    left.set_aspect("equal", adjustable="datalim")
+    left.margins(0.18)
+    left.set_xlabel("first coordinate")
+    left.set_ylabel("second coordinate")
+    _panel(left, "In the plane (first of the draws)", bottom=None)
+    for axes, dataset in zip(others, datasets, strict=True):
+        here = training[training["dataset"] == dataset]
+        for _, cell in here.groupby("cell", sort=False):
+            _curve(axes, cell, _label(cell, here, attacks=True), styled=True)
+        axes.set_xlabel("round")
+        axes.set_ylabel("cross-validation error")
+        _panel(axes, f"Training on {TITLES.get(dataset, dataset)}")
+    return figure
+
+
+def resilience(rows: pd.DataFrame, experiment: Mapping[str, Any]) -> Figure:
+    """Proposition 1's bound beside what is measured, and its condition along training runs."""
+    measured = store.of_measurement(rows, "resilience")
+    training = store.of_measurement(rows)
+    dimensions = sorted(measured["dimension"].unique())
+    datasets = list(training["dataset"].drop_duplicates())
+    width = max(len(dimensions), len(datasets))
+    figure = Figure(figsize=(6.4 * width, 9.6), layout="constrained")
+    above, below = figure.subplots(2, width, squeeze=False)
+    workers = int(measured["workers"].iloc[0])
+    colours = matplotlib.colormaps["viridis"](np.linspace(0, 0.85, measured["byzantine"].nunique()))
+    for axes, dimension in zip(above, dimensions, strict=False):
+        of_dimension = measured[measured["dimension"] == dimension]
+        for colour, (f, here) in zip(colours, of_dimension.groupby("byzantine"), strict=True):
+            points = _worst(here)
+            axes.plot(points.index, points["mean"], color=colour, marker="o", markersize=4, label=f"f = {f}, measured")
+            axes.fill_between(points.index, points["low"], points["high"], color=colour, alpha=0.2, linewidth=0)
+            noise = np.geomspace(here["noise"].min(), 1 / theory.eta(workers, int(f)), 100)
+            axes.plot(noise, 1 - theory.eta(workers, int(f)) * noise, color=colour, linestyle=":", linewidth=1.8)
+        axes.plot([], [], color="#444444", linestyle=":", linewidth=1.8, label=r"bound $1 - \sin\alpha$, where it exists")
+        axes.axhline(0, color="#444444", linewidth=0.8)
+        axes.set_xscale("log")
+        axes.set_xlabel(r"noise $\sqrt{d}\,\sigma / \|g\|$ of an honest gradient")
+        axes.set_ylabel(r"$\langle E\,\mathrm{Krum}, g\rangle / \|g\|^2$, worst attack")
+        _panel(axes, f"n = {workers}, d = {dimension}", bottom=None)
+    training = training.assign(
+        condition=[theory.eta(n, f) for n, f in zip(training["workers"], training["declared_f"], strict=True)]
+        * training["gradient_noise"]
+        / training["gradient_norm"]
+    )
+    for axes, dataset in zip(below, datasets, strict=False):
+        here = training[training["dataset"] == dataset]
+        widths = {size: 0.8 + 0.7 * rank for rank, size in enumerate(sorted(here["batch_size"].unique()))}
+        for _, cell in here.groupby("cell", sort=False):
+            finite = cell[np.isfinite(cell["condition"])]
+            label = _label(cell, here, attacks=True)
+            _curve(axes, finite, label, styled=True, quantity="condition", width=widths[cell["batch_size"].iloc[0]])
+        axes.axhline(1, color="#444444", linewidth=1.2)
+        axes.annotate("Proposition 1 holds below this line", (0.02, 1), (0, -11), xycoords=("axes fraction", "data"),
+                      textcoords="offset points", fontsize=8)  # fmt: skip
+        axes.set_yscale("log")
+        axes.set_ylim(bottom=0.5)
+        axes.set_xlabel("round")
+        axes.set_ylabel(r"$\eta(n, f) \sqrt{d}\,\sigma / \|g\|$")
+        _panel(axes, f"The condition along training, {TITLES.get(dataset, dataset)}", bottom=None)
+    for axes in (*above[len(dimensions) :], *below[len(datasets) :]):
+        axes.set_visible(False)
+    return figure
+
+
+def steering(rows: pd.DataFrame, experiment: Mapping[str, Any]) -> Figure:
+    """One Byzantine worker against averaging and Krum: any vector, any next model."""
+    vectors = store.of_measurement(rows, "steering")
+    training = store.of_measurement(rows)
+    datasets = list(training["dataset"].drop_duplicates())
+    figure = Figure(figsize=(5.0 * (1 + len(datasets)), 5.0), layout="constrained")
+    left, *others = figure.subplots(1, 1 + len(datasets))
+    for aggregator, here in vectors.groupby("aggregator", sort=False):
+        _line(left, _points(here, "dimension", "distance"), str(aggregator), str(aggregator), "-")
+    _log_axis(left, sorted(vectors["dimension"].unique()), "dimension d")
+    left.set_yscale("log")
+    left.set_ylabel(r"$\|F - U\| / \|U\|$: distance from the attacker's vector")
+    _panel(left, "Any vector U (float32)", bottom=None)
+    for axes, dataset in zip(others, datasets, strict=True):
+        here = training[training["dataset"] == dataset]
+        for _, cell in here.groupby("cell", sort=False):
+            _curve(axes, cell, _label(cell, here, attacks=True), styled=True)
+        axes.set_xlabel("round")
+        axes.set_ylabel("cross-validation error")
+        axes.set_ylim(top=1.02)
+        _panel(axes, f"Any model: {TITLES.get(dataset, dataset)}")
+    return figure
+
+
+def complexity(rows: pd.DataFrame, experiment: Mapping[str, Any]) -> Figure:
+    """Time over n and over d, with fitted exponents."""
+    times = store.of_measurement(rows, "timing")
+    figure = Figure(figsize=(11.6, 5.2), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for axes, x, other, power, name in (
+        (left, "workers", "dimension", 2, "d"),
+        (right, "dimension", "workers", 1, "n"),
+    ):
+        groups = [(value, here) for value, here in times.groupby(other) if here[x].nunique() > 1]
+        colours = matplotlib.colormaps["viridis"](np.linspace(0, 0.85, len(groups)))
+        for colour, (value, here) in zip(colours, groups, strict=True):
+            points = _points(here, x, "seconds")
+            upper = points[points.index >= points.index[len(points) // 2 - 1]] if len(points) > 2 else points
+            exponent = np.polyfit(np.log(upper.index.to_numpy(float)), np.log(upper["mean"]), 1)[0]
+            label = f"{name} = {value:,}: exponent {exponent:.2f}"
+            axes.plot(points.index, points["mean"], color=colour, marker="s", markersize=4, label=label)
+            axes.fill_between(points.index, points["low"], points["high"], color=colour, alpha=0.2, linewidth=0)
+        last = times[times[other] == groups[-1][0]].groupby(x)["seconds"].mean()
+        ideal = last.iloc[-1] * (last.index.to_numpy(float) / last.index[-1]) ** power
+        what = "$n^2$" if power == 2 else "$d$"
+        axes.plot(last.index, ideal, color="#444444", linestyle=":", label=f"proportional to {what}")
+        _log_axis(axes, sorted(times[x].unique()), AXIS_LABELS.get(x, "dimension d"))
+        axes.set_yscale("log")
+        axes.set_ylabel("seconds, one thread")
+        _panel(axes, f"over {'n' if x == 'workers' else 'd'} (exponents: upper half)", bottom=None)
+    return figure
+
+
+def implementations(rows: pd.DataFrame, experiment: Mapping[str, Any]) -> Figure:
+    """Error, share of rounds won by an attacker, and share with another choice than the reference, by attack."""
+    figure = Figure(figsize=(15.5, 5.6), layout="constrained")
+    panels = figure.subplots(1, 3)
+    rows = rows.assign(setting=[_strength(a, o) for a, o in zip(rows["attack"], rows["attack_options"], strict=True)])
+    order = list(rows["setting"].drop_duplicates())
+    over_rounds = rows[rows["round"] > 0].groupby(["aggregator", "setting", "seed"], sort=False, as_index=False)
+    means = over_rounds[["byzantine_weight", "differs"]].mean()
+    final = rows[rows["round"] == rows["rounds"]]
+    for axes, (table, column, title) in zip(
+        panels,
+        (
+            (final, "test_error", f"Cross-validation error at round {rows['rounds'].max()}"),
+            (means, "byzantine_weight", "Share of rounds in which an attacker is chosen"),
+            (means, "differs", "Share of rounds with another choice than the paper's Krum"),
+        ),
+        strict=True,
+    ):
+        for aggregator, here in table.groupby("aggregator", sort=False):
+            points = _points(here, "setting", column).reindex(order)
+            _line(axes, points.set_axis(np.arange(len(order))), str(aggregator), str(aggregator), "-", every=1)
+        axes.set_xticks(range(len(order)), order, rotation=45, ha="right", fontsize=8)
+        axes.set_ylabel(title.partition(" at")[0].partition(" of")[0].lower() if column == "test_error" else "share")
+        _panel(axes, title)
+    return figure
+
+
+KINDS: dict[str, Callable[[pd.DataFrame, Mapping[str, Any]], Figure]] = {
+    "curves": curves,
+    "against": against,
+    "colluders": colluders,
+    "complexity": complexity,
+    "implementations": implementations,
+    "resilience": resilience,
+    "steering": steering,
+}
+
+
+# ------------------------------------------------------------------------------------------------------ their parts
+
+
+def _curve(
+    axes: Axes,
+    cell: pd.DataFrame,
+    label: str,
+    dashed: bool = False,
+    styled: bool = False,
+    quantity: str = "test_error",
+    width: float = 1.4,
+) -> None:
+    """One cell against rounds. `dashed` is a reference, on top of what it is compared with; `styled` shows the attack."""
     colour, marker = style(cell["aggregator"].iloc[0])
-    points = statistics.curve(cell)
+    points = statistics.curve(cell, quantity)
+    line = LINES.get(cell["attack"].iloc[0], ATTACKED) if styled else "-"
     axes.plot(
         points.index,
         points["mean"],
         color=colour,
         marker=None if dashed else marker,
-        linestyle="--" if dashed else "-",
+        linestyle=(0, (4, 3)) if dashed else line,
         markevery=max(1, len(points) // 10),
         markersize=5,
-        linewidth=1.4,
+        linewidth=2.0 if dashed else width,
         label=label,
+        zorder=3 if dashed else 2,
     )
     if not dashed:
         axes.fill_between(points.index, points["low"], points["high"], color=colour, alpha=0.18, linewidth=0)
 
 
-def _label(cell: pd.DataFrame, panel: pd.DataFrame) -> str:
+def _points(rows: pd.DataFrame, x: str, quantity: str) -> pd.DataFrame:
+    """Mean and band over seeds by the values of x."""
+    table = rows.pivot(index="seed", columns=x, values=quantity)
+    mean, low, high = statistics.band(table.to_numpy())
+    return pd.DataFrame({"mean": mean, "low": low, "high": high}, index=table.columns)
+
+
+def _worst(rows: pd.DataFrame) -> pd.DataFrame:
+    """By noise, the attack with the least mean inner product."""
+    by_attack = {attack: _points(here, "noise", "inner_product") for attack, here in rows.groupby("attack")}
+    means = pd.DataFrame({attack: points["mean"] for attack, points in by_attack.items()})
+    return pd.DataFrame({noise: by_attack[attack].loc[noise] for noise, attack in means.idxmin(axis=1).items()}).T
+
+
+def _line(
+    axes: Axes, points: pd.DataFrame, aggregator: str, label: str, line: Any, hollow: bool = False, every: int = 1
+) -> None:
+    colour, marker = style(aggregator)
+    fill = {"markerfacecolor": "white"} if hollow else {}
+    axes.plot(
+        points.index, points["mean"], color=colour, marker=marker, linestyle=line, markersize=5.5, linewidth=1.4,
+        markevery=every, label=label, **fill,
+    )  # fmt: skip
+    axes.fill_between(points.index, points["low"], points["high"], color=colour, alpha=0.18, linewidth=0)
+
+
+def _log_axis(axes: Axes, ticks: Sequence[float], label: str) -> None:
+    axes.set_xscale("log")
+    axes.set_xticks(ticks)
+    axes.xaxis.set_minor_locator(matplotlib.ticker.NullLocator())
+    if max(ticks) < 10_000:
+        axes.xaxis.set_major_formatter(ScalarFormatter())
+    axes.set_xlabel(label)
+
+
+def _strength(attack: str, options: str) -> str:
+    found = json.loads(options)
+    return f"kappa = {found['scale']:g}" if attack == "sign-flip" and "scale" in found else attack
+
+
+def _label(cell: pd.DataFrame, panel: pd.DataFrame, attacks: bool = False) -> str:
     row = cell.iloc[0]
-    notes = []
+    notes = [_who(row)] if attacks else []
     if row["aggregator_options"] != "{}":
         notes += [f"{name} = {value}" for name, value in json.loads(row["aggregator_options"]).items()]
     notes += [f"{name} {row[column]}" for column, name in DISTINCTIONS.items() if panel[column].nunique() > 1]
-    if panel["attack_options"].nunique() > 1:
+    own_attack = panel[panel["attack"] == row["attack"]]
+    if own_attack["attack_options"].nunique() > 1:
         notes += [f"{name} = {value}" for name, value in json.loads(row["attack_options"]).items()]
     if row["outside_guarantee"]:
         notes.append("outside its guarantee")
@@ -134,32 +429,25 @@ def _label(cell: pd.DataFrame, panel: pd.DataFrame) -> str:
     return row["aggregator"] + (f" ({', '.join(notes)})" if notes else "")
 
 
-def _panel(axes: Axes, dataset: str, rows: pd.DataFrame) -> None:
-    first = rows.iloc[0] if len(rows) else None
-    who = ""
-    if first is not None:
-        who = f"{first['byzantine_fraction']:.0%} Byzantine".replace("%", " %")
-        if first["byzantine"]:
-            who += f" ({first['byzantine']} of {first['workers']}, {first['attack']})"
-    axes.set_title(f"{DATASET_TITLES.get(dataset, dataset)}, {who}", fontsize=10)
-    axes.set_ylim(bottom=0)
+def _who(row: pd.Series) -> str:
+    """ "none", or "45 % omniscient"."""
+    return "none" if not row["byzantine"] else f"{row['byzantine_fraction']:.0%} {row['attack']}".replace("%", " %")
+
+
+def _adversary(rows: pd.DataFrame) -> str:
+    """ "0 % Byzantine", or "33 % Byzantine (6 of 20, gaussian)"."""
+    if not len(rows):
+        return "not run"
+    first = rows.iloc[0]
+    share = f"{first['byzantine_fraction']:.0%} Byzantine".replace("%", " %")
+    return share + (f" ({first['byzantine']} of {first['workers']}, {first['attack']})" if first["byzantine"] else "")
+
+
+def _panel(axes: Axes, title: str, bottom: float | None = 0) -> None:
+    axes.set_title(title, fontsize=10)
+    if bottom is not None:
+        axes.set_ylim(bottom=bottom)
     axes.grid(alpha=0.25, linewidth=0.6)
     axes.tick_params(labelleft=True, labelbottom=True)
-    axes.legend(fontsize=8, frameon=False)
-
-
-def _caption(rows: pd.DataFrame) -> str:
-    def values(column: str) -> str:
-        return ", ".join(f"{value:g}" for value in sorted(rows[column].unique()))
-
-    pairs = rows[["dataset", "model"]].drop_duplicates().itertuples(index=False)
-    models = ", ".join(f"{DATASET_TITLES.get(pair.dataset, pair.dataset)} {pair.model}" for pair in pairs)
-    seeds = rows.groupby("cell")["seed"].nunique().max()
-    text = (
-        f"{values('workers')} workers, batch {values('batch_size')}, learning rate {values('learning_rate')}, "
-        f"declared f = {values('declared_f')}; {models}\n"
-        f"mean over {seeds} seed{'s' if seeds > 1 else ''} (each with its own cross-validation fold)"
-    )
-    if seeds > 1:
-        text += " and 95 % bootstrap band"
-    return text
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(fontsize=8, frameon=False)

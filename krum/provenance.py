@@ -12,7 +12,10 @@ from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
-from krum.experiment import Cell
+from krum.aggregators import AGGREGATORS
+from krum.attacks import ATTACKS
+from krum.experiment import Cell, Probe
+from krum.probes import PROBES
 
 PACKAGE = Path(__file__).resolve().parent
 ENGINE = ("adversary", "datasets", "distances", "gradients", "models", "simulation", "store")
@@ -22,8 +25,17 @@ LIBRARIES = ("numpy", "scikit-learn", "torch")
 def code_digest(cell: Cell) -> str:
     """sha256 over the code and the library versions that decide the cell's curve."""
     parts = [_module(name) for name in ENGINE]
-    parts.append(_registered("aggregators", cell.aggregator.replace("-", "_")))
-    parts.append(_registered("attacks", cell.attack.replace("-", "_")))
+    rules = [cell.aggregator] if cell.compare_with is None else [cell.aggregator, cell.compare_with]
+    parts += [_registered("aggregators", AGGREGATORS[name].function.__name__) for name in rules]
+    parts.append(_registered("attacks", ATTACKS[cell.attack].__name__))
+    parts += [f"{name} {number}" for name, number in libraries().items()]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def probe_digest(probe: Probe) -> str:
+    """sha256 over the code and the library versions that decide the probe's rows."""
+    parts = [_module(name) for name in ("aggregation", "aggregators", "distances", "store", "theory")]
+    parts.append(_registered("probes", PROBES[probe.name].__name__))
     parts += [f"{name} {number}" for name, number in libraries().items()]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 

@@ -26,8 +26,8 @@ def lookup(registry: Mapping[str, Entry], name: object, what: str) -> Entry:
 def check_options(name: str, function: Callable, options: Mapping[str, Any]) -> None:
     """Refuse options that `function` does not have, lacks, or that are not what it declares.
 
-    Options are the keyword-only parameters of the function. Every number among them is positive and finite;
-    a list is a list of positive integers.
+    Options are the keyword-only parameters of the function. Every number among them is positive and finite
+    (or zero where the default is zero); a list is a list of positive integers.
     """
     parameters = {
         key: parameter
@@ -53,6 +53,11 @@ def _check_value(where: str, parameter: inspect.Parameter, value: Any) -> None:
     elif "float" in declared:
         if not _positive(value, Real):
             raise InputError(f"{where}: found {value!r}; give a positive number")
+    elif declared == "<class 'str'>":
+        if not isinstance(value, str):
+            raise InputError(f"{where}: found {value!r}; give a text")
+    elif parameter.default == 0 and value == 0 and not isinstance(value, bool):
+        return
     elif not _positive(value, Integral):
         raise InputError(f"{where}: found {value!r}; give a positive integer")
 

@@ -7,20 +7,22 @@ workers, Byzantine ones last.
 
 import os
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from krum import datasets, distances, models
-from krum.adversary import Adversary, ByzantineVectors
+from krum.adversary import Adversary, ByzantineVectors, Directed
 from krum.aggregators import AGGREGATORS
 from krum.attacks import ATTACKS
 from krum.datasets import DATASETS, Samples
 from krum.errors import InputError
 from krum.experiment import Cell
 from krum.gradients import Branch, WorkerGradients, unflatten, worker_gradients
+from krum.models import Parameters
 from krum.registry import lookup
 
 # Without this, MKL's matrix products depend on how their operands are aligned in memory, and so a replica's last bits
@@ -28,13 +30,27 @@ from krum.registry import lookup
 os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
 
 ROUNDS_DRAWN_AT_ONCE = 50
-SAMPLES_AT_ONCE = 4096  # of a whole training fold, for its gradient
+SAMPLES_AT_ONCE = 2048  # of a whole data set, for a gradient or an evaluation
+CERTAIN = 1e-4  # relative distance between scores that no rounding bridges
+WRONG_MODEL_ROUNDS, WRONG_MODEL_BATCH, WRONG_MODEL_RATE = 300, 50, 0.1  # how the model that an attack steers to is trained
 
-COLUMNS = ("seed", "round", "test_error", "test_loss", "byzantine_weight", "diverged")
+COLUMNS = (
+    "seed",
+    "round",
+    "test_error",
+    "test_loss",
+    "byzantine_weight",
+    "diverged",
+    "majority_error",
+    "differs",
+    "gradient_norm",
+    "gradient_noise",
+    "distance_to_target",
+)
 
 
 def stream(seed: int, role: str) -> np.random.SeedSequence:
-    """The seed sequence of one role ("folds", "initial weights", "mini-batches", "attack") of one seed."""
+    """The seed sequence of one role ("folds", "initial weights", "mini-batches", "attack", "rule" ...) of one seed."""
     return np.random.SeedSequence(entropy=seed, spawn_key=(zlib.crc32(role.encode()),))
 
 
@@ -58,8 +74,15 @@ def simulate(
     """Run one cell and return its curves as columns (see COLUMNS), ordered by seed, then round.
 
     `seeds` is a subset of the cell's, all of them by default; `progress` is told every recorded round.
-    `byzantine_weight` is the mean share of the aggregate's weight given to Byzantine vectors since the last recorded
-    round: NaN at round 0, and for rules that have no weights.
+
+    - `byzantine_weight`: the mean share of the aggregate's weight given to Byzantine vectors since the last recorded
+      round; NaN at round 0, and for rules that have no weights.
+    - `majority_error`: the error of always answering the training fold's most frequent class.
+    - `differs`: with `compare_with`, the share of rounds since the last recorded one in which that rule would have
+      chosen otherwise from the same vectors.
+    - `gradient_norm`, `gradient_noise`: with `measure_gradient`, `||g||` for the gradient g over the whole training
+      fold, and `sqrt(E ||G - g||^2)` (the paper's `sqrt(d) sigma`) for one worker's mini-batch gradient G, exactly.
+    - `distance_to_target`: where the attack steers to a model x*, `||x_t - x*|| / ||x_0 - x*||`.
     """
     seeds = list(range(cell.seeds)) if seeds is None else list(seeds)
     simulation = Simulation(cell, samples, device=device, seeds=seeds)
@@ -101,11 +124,16 @@ class Simulation:
         self.rule_options, self.attack_options = dict(cell.aggregator_options), dict(cell.attack_options)
         model_options = dict(cell.model_options)
         self.model = models.build(cell.model, model_options, self.dataset.features, self.dataset.classes)
+        self.dimension = models.dimension(self.model)
+        self.other_rule = None if cell.compare_with is None else lookup(AGGREGATORS, cell.compare_with, "aggregator")
         self.round = 0
         self._load(datasets.load(cell.dataset) if samples is None else samples)
         self._initialise()
         self._recorded_round = 0
         self._byzantine_weight = torch.zeros(self.replicas, dtype=torch.float64, device=self.device)  # since then
+        self._differs = torch.zeros_like(self._byzantine_weight)
+        self._target: Tensor | None = None
+        self._start = self._flat_parameters().clone()
 
     @property
     def replicas(self) -> int:
@@ -128,7 +156,7 @@ class Simulation:
             vectors = gradients.vectors()
             if byzantine is not None:
                 vectors = torch.cat([vectors, byzantine.vectors()], 1)
-            self._descend(rate, self.rule(vectors, self.cell.declared_f, **self.rule_options))
+            self._descend(rate, self.rule(vectors, **self._context, **self.rule_options))
             self._byzantine_weight += torch.nan
         else:
             weights = self.weigh(gradients, byzantine)
@@ -145,16 +173,22 @@ class Simulation:
     def send(self) -> tuple[WorkerGradients, ByzantineVectors | None]:
         """What the workers send in this round: the honest gradients, and what the Byzantine workers make of them."""
         samples, labels = self._next_batch()
+        if "coin" in self.rule.needs:
+            drawn = [rng.uniform() for rng in self._coin_generators]
+            self._coin = torch.tensor(drawn, dtype=torch.float64, device=self.device)
         gradients = worker_gradients(self.model, self.parameters, samples, labels, self.honest, self.branch)
         if not self.cell.byzantine:
             return gradients, None
         adversary = Adversary(
-            gradients,
-            self.cell.byzantine,
-            self._full_gradient,
-            self._attack_generators,
-            self._attack_noise,
-            self.model.dimension,
+            gradients=gradients,
+            byzantine=self.cell.byzantine,
+            learning_rate=self.cell.learning_rate,
+            full_gradient=self._full_gradient,
+            parameters=self._flat_parameters,
+            wrong_model=self._wrong_model,
+            generators=self._attack_generators,
+            noise=self._attack_noise,
+            dimension=self.dimension,
         )
         return gradients, self.attack(adversary, **self.attack_options)
 
@@ -163,19 +197,63 @@ class Simulation:
         n, h = self.cell.workers, self.honest
         if self.rule.fixed_weights:
             geometry = torch.zeros(self.replicas, n, n, dtype=torch.float64, device=self.device)
-        else:
-            honest = gradients.gram
-            gram = honest.new_empty(self.replicas, n, n)
-            gram[:, :h, :h] = honest
-            if byzantine is not None:
-                with_honest, among = byzantine.inner_products()
-                gram[:, :h, h:], gram[:, h:, :h], gram[:, h:, h:] = with_honest, with_honest.mT, among
-            geometry = distances.from_gram(gram)
-        return self.rule(geometry, self.cell.declared_f, **self.rule_options).to(self.dtype)
+            return self.rule(geometry, **self._context, **self.rule_options).to(self.dtype)
+        gram = gradients.gram.new_zeros(self.replicas, n, n)
+        gram[:, :h, :h] = gradients.gram
+        certain = None
+        if isinstance(byzantine, Directed) and self.rule.selects is not None and self.other_rule is None:
+            certain, choice = self._choice_without_the_direction(distances.from_gram(gram), byzantine)
+            if bool(certain.all()):
+                return choice.to(self.dtype)
+            byzantine.form(~certain)
+        if byzantine is not None:
+            with_honest, among = (byzantine if certain is None else byzantine.formed()).inner_products()
+            gram[:, :h, h:], gram[:, h:, :h], gram[:, h:, h:] = with_honest, with_honest.mT, among
+        geometry = distances.from_gram(gram)
+        weights = self.rule(geometry, **self._context, **self.rule_options)
+        if certain is not None:
+            weights = choice.where(certain[:, None], weights)
+        if self.other_rule is not None:
+            other = self.other_rule(geometry, **self._context)
+            self._differs += (other != weights).any(-1)
+        return weights.to(self.dtype)
 
-    def _descend_by_samples(self, rate: float, gradients: WorkerGradients, weights: Tensor) -> None:
+    def _choice_without_the_direction(self, honest: Tensor, byzantine: Directed) -> tuple[Tensor, Tensor]:
+        """Where the choice is the same whatever direction the Byzantine vector has [R], and the choice [R, n].
+
+        Scores do not fall when a distance grows. So the scores at the greatest and least distances that the vector's
+        length allows enclose the true ones, and the m vectors of least greatest score are chosen if nobody else's
+        least score reaches theirs.
+        """
+        n, h = self.cell.workers, self.honest
+        least, greatest = byzantine.bounds()
+        f, options = self.cell.declared_f, self.rule_options
+        scores = []
+        for bound in (least, greatest):
+            geometry = honest.clone()
+            geometry[:, :h, h:] = bound[:, :, None]
+            geometry[:, h:, :h] = bound[:, None, :]
+            geometry[:, h:, h:] = 0
+            scores.append(self.rule.scores(geometry, f, **options))
+        m = self.rule.chosen(n, f, options)
+        ranked = scores[1].sort(-1, stable=True)
+        choice = torch.zeros_like(scores[1]).scatter_(-1, ranked.indices[:, :m], 1.0)
+        others = scores[0].masked_fill(choice > 0, torch.inf).amin(-1)
+        certain = ranked.values[:, m - 1] * (1 + CERTAIN) < others
+        certain &= honest.isfinite().all(-1).all(-1) & (choice[:, h:] == 0).all(-1)
+        return certain, choice / m
+
+    @property
+    def _context(self) -> dict[str, Any]:
+        """What rules may ask for in this round, beside the geometry."""
+        return {"f": self.cell.declared_f, "round": self.round + 1, "coin": self._coin}
+
+    def _descend_by_samples(
+        self, rate: float, gradients: WorkerGradients, weights: Tensor, parameters: Parameters | None = None
+    ) -> None:
+        parameters = self.parameters if parameters is None else parameters
         for group, factors in gradients.weighted(weights):
-            for (weight, bias), (x, delta) in zip(self.parameters, factors, strict=True):
+            for (weight, bias), (x, delta) in zip(parameters, factors, strict=True):
                 if group is None:
                     weight.baddbmm_(x.mT, delta, alpha=-rate)
                     bias.sub_(delta.sum(1), alpha=rate)
@@ -190,6 +268,9 @@ class Simulation:
             weight.sub_(of_weight, alpha=rate)
             bias.sub_(of_bias, alpha=rate)
 
+    def _flat_parameters(self) -> Tensor:
+        return torch.cat([part.flatten(1) for pair in self.parameters for part in pair], 1)
+
     # ---------------------------------------------------------------------------------------------- the recording
 
     @torch.inference_mode()
@@ -202,21 +283,47 @@ class Simulation:
         errors, losses = [], []
         for replica, (samples, labels) in enumerate(self._held_out):
             own = [(weight[replica : replica + 1], bias[replica : replica + 1]) for weight, bias in self.parameters]
-            logits = self.model.forward(own, samples[None])[1][0]
+            parts = [self.model.forward(own, part[None])[-1][0] for part in samples.split(SAMPLES_AT_ONCE)]
+            logits = torch.cat(parts)
             errors.append(1 - (logits.argmax(-1) == labels).double().mean().item())
             losses.append(torch.nn.functional.cross_entropy(logits, labels).item())
         finite = torch.stack([part.flatten(1).isfinite().all(-1) for pair in self.parameters for part in pair]).all(0)
-        weight = self._byzantine_weight / (self.round - self._recorded_round)  # 0 / 0 is NaN at the first round
-        self._recorded_round = self.round
-        self._byzantine_weight.zero_()
-        return {
+        rounds = self.round - self._recorded_round  # 0 / 0 is NaN at the first round
+        missing = [torch.nan] * self.replicas
+        norm, noise = self._gradient_statistics() if self.cell.measure_gradient else (missing, missing)
+        result = {
             "seed": self.seeds,
             "round": [self.round] * self.replicas,
             "test_error": errors,
             "test_loss": losses,
-            "byzantine_weight": weight.tolist(),
+            "byzantine_weight": (self._byzantine_weight / rounds).tolist(),
             "diverged": (~finite).tolist(),
+            "majority_error": self._majority_errors,
+            "differs": missing if self.other_rule is None else (self._differs / rounds).tolist(),
+            "gradient_norm": norm,
+            "gradient_noise": noise,
+            "distance_to_target": missing if self._target is None else self._distances_to_target(),
         }
+        self._recorded_round = self.round
+        self._byzantine_weight.zero_()
+        self._differs.zero_()
+        return result
+
+    def _distances_to_target(self) -> list[float]:
+        assert self._target is not None
+        left = (self._flat_parameters() - self._target).norm(dim=-1)
+        return (left / (self._start - self._target).norm(dim=-1)).tolist()
+
+    def _gradient_statistics(self) -> tuple[list[float], list[float]]:
+        """`||g||` and `sqrt(E ||G - g||^2)` per replica, from the gradient of every sample of its training fold.
+
+        A mini-batch is b samples drawn with replacement, so that `E ||G - g||^2 = (E ||g_s||^2 - ||g||^2) / b`.
+        """
+        squares = torch.zeros(self.replicas, dtype=torch.float64, device=self.device)
+        gradient = self._mean_gradient(torch.arange(self.replicas, device=self.device), None, squares)
+        norm = gradient.double().square().sum(-1)
+        noise = ((squares - norm) / self.cell.batch_size).clamp(min=0)
+        return norm.sqrt().tolist(), noise.sqrt().tolist()
 
     # ------------------------------------------------------------------------------------ data, weights, mini-batches
 
@@ -238,6 +345,10 @@ class Simulation:
                 torch.from_numpy(np.stack(part))[:, None].to(self.device, self.dtype)
                 for part in zip(*fitted, strict=True)
             )
+        self._majority_errors = [
+            float((samples.labels[held_out] != np.bincount(samples.labels[training]).argmax()).mean())
+            for training, held_out in splits
+        ]
         self._held_out = [
             (self._prepared(replica, torch.from_numpy(held_out)), self._labels[torch.from_numpy(held_out)])
             for replica, (_, held_out) in enumerate(splits)
@@ -251,18 +362,23 @@ class Simulation:
         return (samples - self._shift[replica]) * self._scale[replica]
 
     def _initialise(self) -> None:
-        starts = [self.model.initialise(np.random.default_rng(stream(seed, "initial weights"))) for seed in self.seeds]
-        self.parameters = [
-            (self._stacked([weight for weight, _ in layer]), self._stacked([bias for _, bias in layer]))
-            for layer in zip(*starts, strict=True)
-        ]
+        self.parameters = self._initial_parameters("initial weights")
         self._batch_generators = [np.random.default_rng(stream(seed, "mini-batches")) for seed in self.seeds]
         self._attack_generators = [np.random.default_rng(stream(seed, "attack")) for seed in self.seeds]
         self._attack_noise = [
             torch.Generator(self.device).manual_seed(int(stream(seed, "attack noise").generate_state(1, np.uint64)[0]))
             for seed in self.seeds
         ]
+        self._coin_generators = [np.random.default_rng(stream(seed, "rule")) for seed in self.seeds]
+        self._coin = torch.zeros(self.replicas, dtype=torch.float64, device=self.device)
         self._drawn = torch.empty(0)
+
+    def _initial_parameters(self, role: str) -> Parameters:
+        starts = [models.initialise(self.model, np.random.default_rng(stream(seed, role))) for seed in self.seeds]
+        return [
+            (self._stacked([weight for weight, _ in layer]), self._stacked([bias for _, bias in layer]))
+            for layer in zip(*starts, strict=True)
+        ]
 
     def _stacked(self, arrays: list[np.ndarray]) -> Tensor:
         return torch.from_numpy(np.stack(arrays)).to(self.device, self.dtype)
@@ -287,19 +403,79 @@ class Simulation:
             samples = samples.sub_(self._shift).mul_(self._scale)
         return samples, self._labels[index]
 
-    def _full_gradient(self) -> Tensor:
-        """The gradient of the mean loss over each replica's whole training fold, flat [R, d]."""
-        rows = []
-        for replica, training in enumerate(self._training):
-            own = [(weight[replica : replica + 1], bias[replica : replica + 1]) for weight, bias in self.parameters]
-            total = torch.zeros(self.model.dimension, dtype=self.dtype, device=self.device)
-            for index in torch.from_numpy(training).split(SAMPLES_AT_ONCE):
-                samples = self._prepared(replica, index)[None]
-                labels = self._labels[index.to(self.device)][None]
-                part = worker_gradients(self.model, own, samples, labels, workers=1).vectors()[0, 0]
-                total += part * (len(index) / len(training))
-            rows.append(total)
-        return torch.stack(rows)
+    def _full_gradient(self, replicas: Tensor, samples: int | None = None) -> Tensor:
+        """The gradient of the mean loss over some replicas' whole training folds, flat [r, d].
+
+        With `samples`, an estimate from that many samples of the fold, drawn anew by the attack's generator.
+        """
+        return self._mean_gradient(replicas, samples, None)
+
+    def _mean_gradient(self, replicas: Tensor, samples: int | None, squares: Tensor | None) -> Tensor:
+        """As above; `squares [R]` is increased by the mean squared length of a single sample's gradient."""
+        own = [(weight[replicas], bias[replicas]) for weight, bias in self.parameters]
+        totals = [(torch.zeros_like(weight), torch.zeros_like(bias)) for weight, bias in own]
+        for x, labels, shares in self._training_samples(replicas, samples):
+            count = x.shape[1]
+            each = worker_gradients(self.model, own, x, labels, workers=count)
+            if squares is not None:
+                squares += (each.squared_norms * shares).sum(-1)
+            for (weight, bias), inputs, deltas in zip(totals, each.inputs, each.deltas, strict=True):
+                deltas = deltas * shares.repeat_interleave(deltas.shape[1] // count, 1)[..., None]
+                weight.baddbmm_(inputs.mT, deltas)
+                bias += deltas.sum(1)
+        return torch.cat([part.flatten(1) for pair in totals for part in pair], 1)
+
+    def _training_samples(self, replicas: Tensor, samples: int | None) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Samples [r, c, features], labels [r, c] and shares [r, c], block by block; a replica's shares sum to 1.
+
+        The whole data set passes by without being copied, and samples outside a replica's training fold have share 0.
+        """
+        chosen = replicas.tolist()
+        if samples is not None:
+            index = np.stack(
+                [self._training[r][self._attack_generators[r].integers(len(self._training[r]), size=samples)] for r in chosen]
+            )
+            shares = self._features.new_full((len(chosen), samples), 1 / samples)
+            for some, part in zip(torch.from_numpy(index).split(SAMPLES_AT_ONCE, 1), shares.split(SAMPLES_AT_ONCE, 1), strict=True):
+                some = some.to(self.device)
+                yield self._standardised(self._features[some], replicas), self._labels[some], part
+            return
+        shares = self._features.new_zeros((len(chosen), len(self._labels)))
+        for row, replica in zip(shares, chosen, strict=True):
+            row[torch.from_numpy(self._training[replica]).to(self.device)] = 1 / len(self._training[replica])
+        for x, labels, part in zip(
+            self._features.split(SAMPLES_AT_ONCE),
+            self._labels.split(SAMPLES_AT_ONCE),
+            shares.split(SAMPLES_AT_ONCE, 1),
+            strict=True,
+        ):
+            every = x.expand(len(chosen), -1, -1)
+            yield self._standardised(every, replicas), labels.expand(len(chosen), -1), part
+
+    def _standardised(self, samples: Tensor, replicas: Tensor) -> Tensor:
+        if self._shift is None or self._scale is None:
+            return samples
+        return (samples - self._shift[replicas]) * self._scale[replicas]
+
+    def _wrong_model(self) -> Tensor:
+        """The parameters [R, d] of the same model, trained to answer the class after the right one."""
+        if self._target is None:
+            parameters = self._initial_parameters("wrong model")
+            generators = [np.random.default_rng(stream(seed, "wrong model's batches")) for seed in self.seeds]
+            everyone = torch.arange(self.replicas, device=self.device)
+            ones = self._features.new_ones((self.replicas, 1))
+            for _ in range(WRONG_MODEL_ROUNDS):
+                drawn = [
+                    training[rng.integers(len(training), size=WRONG_MODEL_BATCH)]
+                    for rng, training in zip(generators, self._training, strict=True)
+                ]
+                index = torch.from_numpy(np.stack(drawn)).to(self.device)
+                wrong = (self._labels[index] + 1) % self.dataset.classes
+                samples = self._standardised(self._features[index], everyone)
+                gradients = worker_gradients(self.model, parameters, samples, wrong, workers=1)
+                self._descend_by_samples(WRONG_MODEL_RATE, gradients, ones, parameters)
+            self._target = torch.cat([part.flatten(1) for pair in parameters for part in pair], 1)
+        return self._target
 
 
 def _standardisation(training: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -9,17 +9,20 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from krum.errors import InputError
-from krum.experiment import Cell
+from krum.experiment import Cell, Probe
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 METADATA_KEY = b"krum"
+TRAINING = "training"  # the measurement of a row that is no probe's
 
 CURVE = pa.schema(
     [
@@ -46,40 +49,59 @@ CURVE = pa.schema(
         ("seeds", pa.int64()),
         ("folds", pa.int64()),
         ("cell", pa.string()),
+        ("evaluate_every", pa.int64()),
+        ("majority_error", pa.float64()),
+        ("differs", pa.float64()),
+        ("gradient_norm", pa.float64()),
+        ("gradient_noise", pa.float64()),
+        ("distance_to_target", pa.float64()),
+        ("measurement", pa.string()),
     ]
 )
 
 
-def write_curve(cell: Cell, columns: Mapping[str, np.ndarray], path: Path, provenance: Mapping[str, Any]) -> None:
-    """Write the curves of one cell, `columns` as `krum.simulation.simulate` returns them."""
-    rows = len(columns["seed"])
-    constants = {
+def constants(cell: Cell) -> dict[str, Any]:
+    """The columns that are the same in every row of a cell."""
+    return {
         **{name: getattr(cell, name) for name in CURVE.names if hasattr(cell, name)},
         "cell": cell.slug,
+        "measurement": TRAINING,
         "model": cell.model_label,
         "aggregator_options": json.dumps(dict(cell.aggregator_options), sort_keys=True),
         "attack_options": json.dumps(dict(cell.attack_options), sort_keys=True),
     }
-    arrays = [pa.array(columns[f.name] if f.name in columns else [constants[f.name]] * rows, f.type) for f in CURVE]
-    _write(pa.Table.from_arrays(arrays, schema=CURVE), path, {"cell": json.loads(cell.to_json()), **provenance})
+
+
+def write_curve(cell: Cell, columns: Mapping[str, np.ndarray], path: Path, provenance: Mapping[str, Any]) -> None:
+    """Write the curves of one cell, `columns` as `krum.simulation.simulate` returns them."""
+    rows, same = len(columns["seed"]), constants(cell)
+    arrays = [pa.array(columns[f.name] if f.name in columns else [same[f.name]] * rows, f.type) for f in CURVE]
+    write_table(pa.Table.from_arrays(arrays, schema=CURVE), path, {"cell": json.loads(cell.to_json()), **provenance})
+
+
+def write_probe(probe: Probe, rows: Sequence[Mapping[str, Any]], path: Path, provenance: Mapping[str, Any]) -> None:
+    """Write a probe's rows, with its name as the measurement; every row has the same columns."""
+    table = pa.Table.from_pylist([{"measurement": probe.name, **row} for row in rows])
+    write_table(table, path, {"probe": json.loads(probe.to_json()), **provenance})
 
 
 def write_experiment(name: str, curves: Sequence[Path], path: Path, provenance: Mapping[str, Any]) -> None:
-    """Join the curves of an experiment in the given order, with its name as the first column.
+    """Join the curves and probes of an experiment in the given order, with its name as the first column.
 
-    The curves' own provenance (code digest, libraries, data checksums, device) is kept, by curve.
+    A column that a row's measurement does not have is null there. The curves' own provenance (code digest, libraries,
+    data checksums, device) is kept, by curve.
     """
     tables, sources = [], {}
     for curve in curves:
         table, metadata = _read(curve)
         tables.append(table.replace_schema_metadata(None))
         sources[Path(curve).stem] = metadata
-    table = pa.concat_tables(tables)
+    table = pa.concat_tables(tables, promote_options="default")
     table = table.add_column(0, pa.field("experiment", pa.string()), pa.array([name] * len(table), pa.string()))
-    _write(table, path, {**provenance, "curves": sources})
+    write_table(table, path, {**provenance, "curves": sources})
 
 
-def read(path: Path | str) -> tuple[pd.DataFrame, dict[str, Any]]:
+def read(path: Path | str) -> tuple["pd.DataFrame", dict[str, Any]]:
     """A results file and its metadata. Raises InputError where it is missing, truncated or not one of ours."""
     table, metadata = _read(Path(path))
     return table.to_pandas(), metadata
@@ -99,11 +121,20 @@ def _read(path: Path) -> tuple[pa.Table, dict[str, Any]]:
     return table, metadata
 
 
-def _write(table: pa.Table, path: Path, metadata: Mapping[str, Any]) -> None:
+def write_table(table: pa.Table, path: Path, metadata: Mapping[str, Any]) -> None:
+    """Write a table with its provenance, the same bytes for the same content."""
     text = json.dumps(metadata, sort_keys=True)
     table = table.replace_schema_metadata({METADATA_KEY: text.encode()}).combine_chunks()
     with replacing(Path(path)) as temporary:
         pq.write_table(table, temporary, compression="zstd", row_group_size=max(1, len(table)))
+
+
+def of_measurement(rows: "pd.DataFrame", measurement: str = TRAINING) -> "pd.DataFrame":
+    """The rows of one measurement, with its columns only and in their own types."""
+    chosen = rows[rows["measurement"] == measurement]
+    known = set(CURVE.names) | {"experiment"} if measurement == TRAINING else set()
+    kept = [name for name in chosen.columns if name in known or chosen[name].notna().any()]
+    return chosen[kept].infer_objects()
 
 
 @contextmanager

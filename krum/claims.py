@@ -1,0 +1,255 @@
+"""The scorecard: every claim of experiments/claims.yaml, evaluated from the parquet files alone.
+
+A claim names an experiment, which of its rows to look at, a quantity, and a test. The quantity has one value per seed
+(each seed holds out a fold of its own), hence a mean and a 95 % bootstrap interval over seeds; the verdict follows
+from the interval alone:
+
+    holds      the whole interval passes the test
+    fails      the whole interval lies on the other side
+    undecided  it straddles the threshold, or there is only one seed
+
+A claim about several cells (`by`) holds if it holds in each, and shows the one that comes out worst.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from krum import experiment, store, theory
+from krum.errors import InputError
+from krum.experiment import Experiment
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+CLAIMS = experiment.EXPERIMENTS / "claims.yaml"
+VERDICTS = ("holds", "fails", "undecided")
+TINY = 1e-9  # intervals of no width, on a threshold, up to rounding
+COLUMNS = (
+    "claim",
+    "experiment",
+    "source",
+    "sentence",
+    "quantity",
+    "test",
+    "value",
+    "low",
+    "high",
+    "seeds",
+    "where",
+    "verdict",
+)
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One entry of claims.yaml."""
+
+    name: str
+    experiment: str
+    source: str  # paper, supplement, review or ours
+    sentence: str
+    quantity: str
+    column: str
+    at: str | int  # last, first, mean, least, greatest over the rounds; or a round
+    measurement: str
+    of: Mapping[str, Any]
+    minus: Mapping[str, Any] | None
+    over: Mapping[str, Any] | None
+    slope: str | None
+    by: tuple[str, ...]
+    test: Mapping[str, Any]
+
+
+DERIVED: dict[str, Callable[["pd.DataFrame"], "pd.Series"]] = {
+    # how much worse than always answering the most frequent class
+    "above_majority": lambda rows: rows["test_error"] - rows["majority_error"],
+    # eta sqrt(d) sigma / ||g||: Proposition 1 needs it below 1
+    "condition": lambda rows: (
+        [theory.eta(n, f) for n, f in zip(rows["workers"], rows["declared_f"], strict=True)]
+        * rows["gradient_noise"]
+        / rows["gradient_norm"]
+    ),
+    # how far <E Krum, g> / ||g||^2 lies above Proposition 1's bound
+    "slack": lambda rows: rows["inner_product"] - rows["bound"],
+}
+
+
+def load(path: Path = CLAIMS) -> list[Claim]:
+    """The claims, checked against the schema. Raises InputError."""
+    if not path.exists():
+        return []
+    document = experiment.read_checked(path, "claims")
+    claims = []
+    for entry in document["claims"]:
+        quantity = entry["quantity"]
+        claims.append(
+            Claim(
+                name=entry["name"],
+                experiment=entry["experiment"],
+                source=entry["source"],
+                sentence=" ".join(entry["sentence"].split()),
+                quantity=entry["means"],
+                column=quantity["column"],
+                at=quantity.get("at", "last"),
+                measurement=quantity.get("measurement", store.TRAINING),
+                of=quantity.get("of", {}),
+                minus=quantity.get("minus"),
+                over=quantity.get("over"),
+                slope=quantity.get("slope"),
+                by=tuple(quantity.get("by", [])),
+                test=entry["test"],
+            )
+        )
+    names = [claim.name for claim in claims]
+    for name in names:
+        if names.count(name) > 1:
+            raise InputError(f"{path}: the name {name!r} is given to {names.count(name)} claims; give each its own")
+    return claims
+
+
+def check(claims: Sequence[Claim], experiments: Mapping[str, Experiment], path: Path = CLAIMS) -> None:
+    """Refuse claims about experiments or cells that are not there, before anything runs: InputError."""
+    for claim in claims:
+        where = f"{path}: {claim.name}"
+        if claim.experiment not in experiments:
+            raise InputError(f"{where}: experiment {claim.experiment!r} is not there (known: {', '.join(experiments)})")
+        if claim.measurement != store.TRAINING:
+            if claim.measurement not in {probe.name for probe in experiments[claim.experiment].probes}:
+                raise InputError(f"{where}: {claim.experiment} has no probe {claim.measurement!r}")
+            continue  # what its rows are called is known when they are there
+        cells = [store.constants(cell) for cell in experiments[claim.experiment].cells]
+        for part, chosen in (("of", claim.of), ("minus", claim.minus), ("over", claim.over)):
+            if chosen is None:
+                continue
+            unknown = [key for key in (*chosen, *claim.by) if key not in cells[0]]
+            if unknown:
+                raise InputError(f"{where}: {part}: rows have no column {unknown[0]!r}")
+            found = [c for c in cells if all(_equal(c[key], value) for key, value in chosen.items())]
+            groups = [tuple(c[key] for key in claim.by) for c in found]
+            if not found:
+                raise InputError(f"{where}: {part}: no cell of {claim.experiment} has {_listed(chosen)}")
+            if len(set(groups)) < len(groups):
+                several = next(group for group in groups if groups.count(group) > 1)
+                raise InputError(
+                    f"{where}: {part}: {groups.count(several)} cells of {claim.experiment} have {_listed(chosen)}; "
+                    f"say more, or name what they differ in under by"
+                )
+
+
+def evaluate(claims: Sequence[Claim], results: Mapping[str, "pd.DataFrame"]) -> "pd.DataFrame":
+    """One row per claim: its value, interval and verdict. `results`: the rows of each experiment that claims name."""
+    import pandas as pd
+
+    return pd.DataFrame([_evaluate(claim, results[claim.experiment]) for claim in claims], columns=list(COLUMNS))
+
+
+def verdict(low: float, high: float, test: Mapping[str, Any]) -> str:
+    """What an interval says about `{above: a}`, `{below: b}` or `{between: [a, b]}`."""
+    least, most = _range(test)
+    if math.isnan(low) or math.isnan(high):
+        return "undecided"
+    if low > least - TINY and high < most + TINY:
+        return "holds"
+    if high < least - TINY or low > most + TINY:
+        return "fails"
+    return "undecided"
+
+
+def _range(test: Mapping[str, Any]) -> tuple[float, float]:
+    if "between" in test:
+        return test["between"][0], test["between"][1]
+    return test.get("above", -math.inf), test.get("below", math.inf)
+
+
+def _evaluate(claim: Claim, rows: "pd.DataFrame") -> dict[str, Any]:
+    rows = store.of_measurement(rows, claim.measurement)
+    groups = [()]
+    if claim.by:
+        groups = list(dict.fromkeys(_selected(claim, rows, claim.of)[list(claim.by)].itertuples(index=False, name=None)))
+    found = []
+    for group in groups:
+        here = dict(zip(claim.by, group, strict=True))
+        values = _per_seed(claim, rows, {**claim.of, **here})
+        if claim.minus is not None:
+            values = values - _per_seed(claim, rows, {**claim.minus, **here})
+        if claim.over is not None:
+            values = values / _per_seed(claim, rows, {**claim.over, **here})
+        from krum.statistics import band
+
+        mean, low, high = (float(part[0]) for part in band(values.to_numpy()[:, None]))
+        found.append((verdict(low, high, claim.test), _margin(low, high, claim.test), mean, low, high, len(values), here))
+    order = {"fails": 0, "undecided": 1, "holds": 2}
+    worst = min(found, key=lambda one: (order[one[0]], one[1]))
+    return {
+        "claim": claim.name,
+        "experiment": claim.experiment,
+        "source": claim.source,
+        "sentence": claim.sentence,
+        "quantity": claim.quantity,
+        "test": ", ".join(f"{key} {value}" for key, value in claim.test.items()),
+        "value": worst[2],
+        "low": worst[3],
+        "high": worst[4],
+        "seeds": worst[5],
+        "where": f"worst of {len(found)}: {_listed(worst[6])}" if len(found) > 1 else _listed(worst[6]),
+        "verdict": worst[0],
+    }
+
+
+def _margin(low: float, high: float, test: Mapping[str, Any]) -> float:
+    """How far inside the test's range the interval lies; negative outside."""
+    least, most = _range(test)
+    margin = min(low - least, most - high)
+    return -math.inf if math.isnan(margin) else margin
+
+
+def _selected(claim: Claim, rows: "pd.DataFrame", chosen: Mapping[str, Any]) -> "pd.DataFrame":
+    for key, value in chosen.items():
+        if key not in rows:
+            raise InputError(f"claims: {claim.name}: rows of {claim.experiment} have no column {key!r}")
+        rows = rows[[_equal(found, value) for found in rows[key]]]
+    if not len(rows):
+        raise InputError(f"claims: {claim.name}: no row of {claim.experiment} has {_listed(chosen)}")
+    return rows
+
+
+def _per_seed(claim: Claim, rows: "pd.DataFrame", chosen: Mapping[str, Any]) -> "pd.Series":
+    """One value per seed, in the order of seeds."""
+    rows = _selected(claim, rows, chosen)
+    values = DERIVED[claim.column](rows) if claim.column in DERIVED else rows[claim.column]
+    rows = rows.assign(value_=values)
+    if claim.slope is not None:
+        return rows.groupby("seed").apply(lambda of_seed: _slope(of_seed, claim.slope), include_groups=False)
+    if claim.measurement == store.TRAINING:
+        last = rows["round"].max()
+        if claim.at in ("last", "first") or isinstance(claim.at, int):
+            at = {"last": last, "first": 0}.get(claim.at, claim.at)  # type: ignore[call-overload]
+            rows = rows[rows["round"] == at]
+            if not len(rows):
+                raise InputError(f"claims: {claim.name}: round {at} of {claim.experiment} was not recorded")
+    reduce = {"least": "min", "greatest": "max"}.get(str(claim.at), "mean")
+    return rows.groupby("seed")["value_"].agg(reduce)
+
+
+def _slope(rows: "pd.DataFrame", against: str | None) -> float:
+    """The exponent e of `value ~ against^e`, by least squares on logarithms."""
+    return float(np.polyfit(np.log(rows[against]), np.log(rows["value_"]), 1)[0])
+
+
+def _equal(found: Any, wanted: Any) -> bool:
+    if isinstance(wanted, float) or isinstance(found, float):
+        return math.isclose(found, wanted, rel_tol=1e-9)
+    if isinstance(wanted, Mapping):  # options, which rows hold as JSON text
+        import json
+
+        return found == json.dumps(dict(wanted), sort_keys=True)
+    return found == wanted
+
+
+def _listed(chosen: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key} {value:g}" if isinstance(value, float) else f"{key} {value}" for key, value in chosen.items())

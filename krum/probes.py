@@ -1,0 +1,198 @@
+"""Measurements that are no training run: one decorated function each, from a seed to rows.
+
+A probe is called once per seed and returns rows, dictionaries of plain numbers and texts; seed and probe are added to
+them. It draws only from `numpy.random.default_rng([seed, ...])`, so that the same seed gives the same rows. Keyword-only
+parameters are its options, of one value each; an experiment's YAML may list several, and lists multiply. To add a
+probe, write one function here and decorate it.
+"""
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from krum.aggregators import AGGREGATORS
+from krum.errors import InputError
+from krum.registry import kebab, lookup
+from krum.theory import eta
+
+Row = dict[str, Any]
+PROBES: dict[str, Callable[..., list[Row]]] = {}
+ALONE: set[str] = set()  # probes that measure time: nothing else may run beside them
+
+
+def probe(function: Callable[..., list[Row]] | None = None, *, alone: bool = False) -> Callable:
+    """Register a function `(seed, *, options) -> rows`; `alone` keeps every other job away while it runs."""
+
+    def decorate(function: Callable[..., list[Row]]) -> Callable[..., list[Row]]:
+        PROBES[kebab(function)] = function
+        if alone:
+            ALONE.add(kebab(function))
+        return function
+
+    return decorate if function is None else decorate(function)
+
+
+def check(name: str, options: Mapping[str, Any]) -> None:
+    """Refuse options that fit each other badly, before anything runs: InputError."""
+    workers, f = options.get("workers"), options.get("byzantine")
+    if "aggregator" in options:
+        lookup(AGGREGATORS, options["aggregator"], "aggregator")
+    if workers is not None and f is not None and 2 * f + 2 >= workers:
+        raise InputError(f"Krum needs 2f + 2 < n: found n = {workers}, f = {f}; use at least {2 * f + 3} workers")
+
+
+@probe
+def plane(seed: int, *, workers: int = 20, byzantine: int = 2, distance: float = 6.0) -> list[Row]:
+    """Figure 2: who is chosen among honest vectors `N((1, 0.5), 0.3^2 I)` in the plane and f colluders.
+
+    All colluders but one send T, `distance` away from the honest mean; the last moves the barycentre of all there.
+    One row per vector: x, y, role, and whether each rule chooses it; the true mean is (1, 0.5).
+    """
+    import torch
+
+    rng = np.random.default_rng([seed, 2])
+    h = workers - byzantine
+    honest = np.array([1.0, 0.5]) + 0.3 * rng.standard_normal((h, 2))
+    target = honest.mean(0) + distance * np.array([-0.6, -0.8])
+    far = (h + 1) * target - honest.sum(0)
+    vectors = np.vstack([honest, np.tile(target, (byzantine - 1, 1)), far])
+    roles = ["honest"] * h + ["at the barycentre"] * (byzantine - 1) + ["far"]
+    import krum
+
+    gram = torch.from_numpy((vectors - honest.mean(0)) @ (vectors - honest.mean(0)).T)
+    chosen = {name: krum.weights(gram, name, f=byzantine) for name in ("nearest-to-barycentre", "krum")}
+    return [
+        {
+            "vector": number,
+            "role": role,
+            "x": float(vector[0]),
+            "y": float(vector[1]),
+            **{f"chosen_by_{name.replace('-', '_')}": bool(w[number] > 0) for name, w in chosen.items()},
+        }
+        for number, (role, vector) in enumerate(zip(roles, vectors, strict=True))
+    ]
+
+
+RESILIENCE_TRIALS = 200  # per seed
+KAPPAS = (0.1, 0.3, 1.0, 3.0, 10.0)
+
+
+@probe
+def resilience(
+    seed: int, *, workers: int = 20, byzantine: int = 0, dimension: int = 100, noise: float = 0.1
+) -> list[Row]:
+    """Figure 3: the inner product of Krum's expectation with the true gradient g, under several attacks.
+
+    Honest estimates are `g + N(0, sigma^2 I)` with `||g|| = 1` and `sqrt(d) sigma = noise`. One row per attack, with
+    means over 200 trials: `inner_product` `<E Krum, g> / ||g||^2`, `cosine` of the angle between E Krum and g, and
+    `attacker_chosen`. `bound` is Proposition 1's 1 - sin alpha, where its condition `eta noise < 1` holds.
+    """
+    import torch
+
+    from krum import distances
+
+    rng = np.random.default_rng([seed, 3])
+    f, h = byzantine, workers - byzantine
+    sigma, trials = noise / math.sqrt(dimension), RESILIENCE_TRIALS
+    honest = sigma * rng.standard_normal((trials, h, dimension))
+    honest[..., 0] += 1  # g is the first unit vector
+    sine = eta(workers, f) * noise
+    rows = []
+    for attack, sent in _attackers(honest, f, sigma, rng).items():
+        vectors = np.concatenate([honest, np.broadcast_to(sent, (trials, f, dimension))], 1)
+        centred = vectors - honest.mean(1, keepdims=True)
+        squared = distances.from_gram(torch.from_numpy(centred @ centred.swapaxes(1, 2)))
+        winners = AGGREGATORS["krum"](squared, f).argmax(-1).numpy()
+        chosen = vectors[np.arange(trials), winners]
+        expectation = chosen.mean(0)
+        rows.append(
+            {
+                "workers": workers,
+                "byzantine": f,
+                "dimension": dimension,
+                "noise": noise,
+                "attack": attack,
+                "inner_product": float(expectation[0]),
+                "cosine": float(expectation[0] / np.linalg.norm(expectation)),
+                "attacker_chosen": float((winners >= h).mean()),
+                "sin_alpha": sine,
+                "condition_holds": sine < 1,
+                "bound": 1 - sine if sine < 1 else math.nan,
+                "trials": trials,
+            }
+        )
+    return rows
+
+
+def _attackers(honest: np.ndarray, f: int, sigma: float, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """What f omniscient workers might send, by name: [trials, f or 1, d]; g is the first unit vector."""
+    trials, _, d = honest.shape
+    if f == 0:
+        return {"none": honest[:, :0]}
+    mean, deviation = honest.mean(1, keepdims=True), honest.std(1, keepdims=True)
+    backwards = np.zeros(d)
+    backwards[0] = -math.sqrt(d) * sigma
+    return {
+        "gaussian": 200 * rng.standard_normal((trials, f, d)),
+        "within-the-cloud": mean + backwards,
+        "one-deviation-off": mean - deviation,
+        "worst-honest": honest[np.arange(trials), honest[..., 0].argmin(1)][:, None],
+        **{f"minus-{kappa:g}-mean": -kappa * mean for kappa in KAPPAS},
+    }
+
+
+@probe
+def steering(seed: int, *, workers: int = 20, dimension: int = 1000, aggregator: str = "average") -> list[Row]:
+    """Lemma 1: one Byzantine worker sends `n U - sum_i G_i`; how far from U is the aggregate?
+
+    Honest vectors are standard normal around a normal mean, U is normal with `||U||` about ten times theirs.
+    `distance` is `||F - U|| / ||U||`, in float32.
+    """
+    import torch
+
+    import krum
+
+    rng = np.random.default_rng([seed, 1])
+    honest = rng.standard_normal(dimension) + rng.standard_normal((workers - 1, dimension))
+    target = 10 * rng.standard_normal(dimension)
+    byzantine = workers * target - honest.sum(0)
+    vectors = torch.from_numpy(np.vstack([honest, byzantine]).astype(np.float32))
+    aggregate = krum.aggregate(vectors, aggregator, f=1).double().numpy()
+    return [
+        {
+            "workers": workers,
+            "dimension": dimension,
+            "aggregator": aggregator,
+            "distance": float(np.linalg.norm(aggregate - target) / np.linalg.norm(target)),
+        }
+    ]
+
+
+@probe(alone=True)
+def timing(seed: int, *, workers: int = 20, dimension: int = 100_000, aggregator: str = "krum") -> list[Row]:
+    """Seconds that `krum.aggregate` takes on random float32 vectors [n, d], with f the most that 2f + 2 < n allows.
+
+    The shortest of several calls within 0.1 s, one thread. Times are the one result that differs from run to run.
+    """
+    import torch
+
+    import krum
+
+    rng = np.random.default_rng([seed, 4])
+    vectors = torch.from_numpy(rng.standard_normal((workers, dimension), dtype=np.float32))
+    f = (workers - 3) // 2
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        krum.aggregate(vectors, aggregator, f=f)
+        seconds: list[float] = []
+        while sum(seconds) < 0.1:
+            start = time.perf_counter()
+            krum.aggregate(vectors, aggregator, f=f)
+            seconds.append(time.perf_counter() - start)
+    finally:
+        torch.set_num_threads(threads)
+    return [{"workers": workers, "dimension": dimension, "aggregator": aggregator, "seconds": min(seconds)}]

@@ -1,0 +1,212 @@
+"""Words and tables from results: a figure's setting, its caption, the scorecard, docs/fidelity.md. No drawing."""
+
+import html
+import json
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from krum import store
+from krum.experiment import Cell, Experiment, Probe
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+TITLES = {"spambase": "Spambase", "spambase-log": "Spambase (log features)", "mnist": "MNIST"}
+SOURCES = {
+    "paper": "the paper",
+    "supplement": "its supplement",
+    "review": "the review",
+    "ours": "ours",
+}
+MARKS = {"holds": "✔", "fails": "✘", "undecided": "?"}
+
+
+def setting(rows: "pd.DataFrame") -> str:
+    """What ran, on how many seeds, and what the bands are, in two or three lines."""
+    parts = []
+    training = rows[rows["measurement"] == store.TRAINING]
+    if len(training):
+
+        def values(column: str) -> str:
+            return ", ".join(f"{value:g}" for value in sorted(training[column].unique()))
+
+        pairs = training[["dataset", "model"]].drop_duplicates().itertuples(index=False)
+        models = ", ".join(f"{TITLES.get(pair.dataset, pair.dataset)} {pair.model}" for pair in pairs)
+        parts.append(
+            f"{values('workers')} workers, batch {values('batch_size')}, learning rate {values('learning_rate')}, "
+            f"declared f = {values('declared_f')}; {models}"
+        )
+    seeds = rows.groupby("measurement")["seed"].nunique()
+    folds = " (each with its own cross-validation fold)" if len(training) else ""
+    count = int(seeds.max())
+    text = f"mean over {count} seed{'s' if count > 1 else ''}{folds}"
+    return "\n".join([*parts, text + (" and 95 % bootstrap band" if count > 1 else "")])
+
+
+def captions(experiments: Mapping[str, Experiment], results: Mapping[str, "pd.DataFrame"], scorecard: "pd.DataFrame") -> dict[str, str]:
+    """A caption in reStructuredText per experiment: title, what is claimed, setting, seeds and verdicts."""
+    texts = {}
+    for name, rows in results.items():
+        spec = experiments[name]
+        lines = [f"**{spec.title}**", "", f"Claimed: {' '.join(spec.claim.split())}", ""]
+        lines += [" ".join(setting(rows).split()) + ".", ""]
+        if spec.figure.get("note"):
+            lines += [" ".join(spec.figure["note"].split()), ""]
+        for row in scorecard[scorecard["experiment"] == name].itertuples():
+            found = f"{row.quantity} {interval(row)}"
+            lines.append(f"- **{row.verdict}**: {row.sentence} ({found}; to hold: {row.test}{_where(row)})")
+        texts[name] = "\n".join(lines) + "\n"
+    return texts
+
+
+def interval(row: Any) -> str:
+    """Value and interval of a row of the scorecard."""
+    return f"{number(row.value)} [{number(row.low)}, {number(row.high)}]"
+
+
+def number(value: float) -> str:
+    """Three significant digits, without an exponent where that is short."""
+    if value != value:
+        return "-"
+    return f"{value:.3g}" if abs(value) < 1e-3 or abs(value) >= 1e4 else f"{value:.3f}".rstrip("0").rstrip(".")
+
+
+def tally(scorecard: "pd.DataFrame") -> str:
+    """How many claims hold, fail and are undecided, in a line."""
+    count = scorecard["verdict"].value_counts()
+    return (
+        f"{len(scorecard)} claims: {count.get('holds', 0)} hold, {count.get('fails', 0)} fail, "
+        f"{count.get('undecided', 0)} undecided."
+    )
+
+
+def markdown(scorecard: "pd.DataFrame") -> str:
+    """The scorecard as a Markdown table."""
+    lines = [tally(scorecard), "", "| | claim | measured | verdict |", "|---|---|---|---|"]
+    for row in scorecard.itertuples():
+        what = f"{row.quantity}: {interval(row)}; holds if {row.test}{_where(row)}"
+        lines.append(
+            f"| {row.experiment}, {SOURCES[row.source]} | {row.sentence} | {what} | {MARKS[row.verdict]} {row.verdict} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def page(scorecard: "pd.DataFrame") -> str:
+    """The scorecard as an HTML page of its own."""
+    rows = []
+    for row in scorecard.itertuples():
+        cells = [
+            row.experiment,
+            SOURCES[row.source],
+            row.sentence,
+            row.quantity + _where(row),
+            interval(row),
+            row.test,
+            str(row.seeds),
+        ]
+        plain = "".join(f"<td>{html.escape(cell)}</td>" for cell in cells)
+        rows.append(f'<tr>{plain}<td class="{row.verdict}">{MARKS[row.verdict]}&nbsp;{row.verdict}</td></tr>')
+    head = "".join(
+        f"<th>{name}</th>"
+        for name in ("figure", "by", "claim", "quantity", "value [95 % interval]", "holds if", "seeds", "verdict")
+    )
+    return f"""<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>Scorecard</title><style>
+body {{ font: 14px/1.4 system-ui, sans-serif; margin: 1.5em; color: #222; background: #fff }}
+table {{ border-collapse: collapse }}
+th, td {{ text-align: left; vertical-align: top; padding: 0.35em 0.7em; border-bottom: 1px solid #ddd }}
+th {{ position: sticky; top: 0; background: #f4f4f4 }}
+td:nth-child(5) {{ white-space: nowrap; font-variant-numeric: tabular-nums }}
+.holds {{ color: #00684b; font-weight: 600 }} .fails {{ color: #b32400; font-weight: 600 }}
+.undecided {{ color: #7a5c00; font-weight: 600 }}
+</style></head><body>
+<h1>Scorecard</h1>
+<p>{tally(scorecard)} A claim holds or fails when the whole interval lies on one side of its threshold, and is
+undecided otherwise. Intervals: 95 %, percentile bootstrap over seeds, each with its own cross-validation fold.</p>
+<table><thead><tr>{head}</tr></thead><tbody>
+{chr(10).join(rows)}
+</tbody></table></body></html>
+"""
+
+
+def _where(row: Any) -> str:
+    return f" ({row.where})" if row.where else ""
+
+
+# ------------------------------------------------------------------------------------------------------- fidelity
+
+PARAMETERS = (
+    "dataset",
+    "model",
+    "aggregator",
+    "attack",
+    "workers",
+    "byzantine",
+    "declared_f",
+    "batch_size",
+    "learning_rate",
+    "rounds",
+    "evaluate_every",
+    "folds",
+    "seeds",
+)
+
+
+def fidelity(experiments: Mapping[str, Experiment]) -> str:
+    """docs/fidelity.md: every parameter of every experiment, its values, and who says so."""
+    lines = [
+        "# Fidelity",
+        "",
+        "Every parameter of every experiment, and who says so: the **paper**, its **supplement**, or a choice of",
+        "**ours**, with the reason. Written by `python -m krum fidelity` from the YAML files; a test keeps it so.",
+    ]
+    for spec in experiments.values():
+        lines += ["", f"## {spec.name}", "", f"{spec.title}.", "", "| parameter | values | who says so |", "|---|---|---|"]
+        for parameter in PARAMETERS:
+            found = _values(spec.cells, parameter)
+            if found:
+                lines.append(f"| {parameter} | {found} | {mark(spec, parameter)} |")
+        for name, option in _options(spec.probes):
+            values = {dict(p.options).get(option) for p in spec.probes if p.name == name and option in dict(p.options)}
+            shown = ", ".join(f"{value:g}" if isinstance(value, float) else str(value) for value in _sorted(values))
+            lines.append(f"| {name}: {option} | {shown} | {mark(spec, name)} |")
+    return "\n".join(lines) + "\n"
+
+
+def mark(spec: Experiment, parameter: str) -> str:
+    """Who says so, and why; "" where nobody says."""
+    text = spec.fidelity.get("byzantine_fraction" if parameter == "byzantine" else parameter, "")
+    source, colon, reason = text.partition(":")
+    return f"**{source}**{colon}{reason}" if source else ""
+
+
+def _values(cells: Sequence[Cell], parameter: str) -> str:
+    if parameter == "byzantine":
+        found = {(cell.byzantine, cell.workers) for cell in cells}
+        return ", ".join(f"{count} of {n}" for count, n in sorted(found))
+    if parameter == "model":
+        return ", ".join(dict.fromkeys(f"{cell.dataset}: {cell.model_label}" for cell in cells))
+    if parameter in ("aggregator", "attack"):
+        named = dict.fromkeys(
+            getattr(cell, parameter) + _in_brackets(dict(getattr(cell, f"{parameter}_options"))) for cell in cells
+        )
+        return ", ".join(named)
+    found_values = {getattr(cell, parameter) for cell in cells}
+    return ", ".join(f"{v:g}" if isinstance(v, float) else str(v) for v in _sorted(found_values))
+
+
+def _in_brackets(options: Mapping[str, Any]) -> str:
+    return f" ({', '.join(f'{key} = {value}' for key, value in options.items())})" if options else ""
+
+
+def _options(probes: Sequence[Probe]) -> list[tuple[str, str]]:
+    return list(dict.fromkeys((probe.name, option) for probe in probes for option, _ in probe.options))
+
+
+def _sorted(values: set) -> list:
+    return sorted(values, key=lambda value: (isinstance(value, str), value))
+
+
+def to_json(texts: Mapping[str, str]) -> str:
+    """Captions as a JSON file's text."""
+    return json.dumps(texts, indent=1, sort_keys=True, ensure_ascii=False) + "\n"

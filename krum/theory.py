@@ -1,0 +1,19 @@
+"""Proposition 1 of Blanchard et al. (2017): when Krum is (alpha, f)-Byzantine resilient, and what it then promises."""
+
+import math
+
+
+def eta(n: int, f: int) -> float:
+    """`eta(n, f) = sqrt(2 (n - f + (f (n - f - 2) + f^2 (n - f - 1)) / (n - 2 f - 2)))`; inf where 2f + 2 >= n.
+
+    If `eta sqrt(d) sigma < ||g||`, where g is the true gradient and `E ||G - g||^2 = d sigma^2` for an honest worker's
+    estimate G, then `<E Krum, g> >= (1 - sin alpha) ||g||^2 > 0` with `sin alpha = eta sqrt(d) sigma / ||g||`.
+
+    >>> round(eta(20, 6), 2)
+    14.42
+    >>> eta(20, 9)
+    inf
+    """
+    if 2 * f + 2 >= n:
+        return math.inf
+    return math.sqrt(2 * (n - f + (f * (n - f - 2) + f**2 * (n - f - 1)) / (n - 2 * f - 2)))
