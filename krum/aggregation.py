@@ -23,7 +23,8 @@ def aggregate(vectors: Array, aggregator: str = "krum", f: int | None = None, **
         aggregator: the rule's name, such as "krum", "multi-krum" or "median".
         f: how many of the n vectors may be Byzantine; Krum and Multi-Krum need `2f + 2 < n` (Blanchard et al., 2017,
             Proposition 1). Rules that do not use it take it for the check of their guarantee.
-        options: the rule's own, such as `m` for "multi-krum".
+        options: the rule's own, such as `m` for "multi-krum"; "1-p-krum" needs `round` (from 1) and `coin` (a number
+            drawn from [0, 1) in each round).
 
     Returns:
         The aggregate `[d]`, of the same kind, dtype and device, in memory of its own, detached from autograd.
@@ -44,15 +45,16 @@ def aggregate(vectors: Array, aggregator: str = "krum", f: int | None = None, **
     if tensor.ndim != 2 or 0 in tensor.shape:
         raise InputError(f"vectors: found shape {tuple(tensor.shape)}; give [n, d], one vector a row")
     rule = lookup(AGGREGATORS, aggregator, "aggregator")
+    context, options = rule.split(options)
     rule.check(tensor.shape[0], f, options)
     f = 0 if f is None else f
     if rule.sees == "vectors":
-        result = _by_coordinates(rule, tensor, f, options)
+        result = _by_coordinates(rule, tensor, f, {**context, **options})
     else:
         squared = distances.squared_distances(tensor)
         infinite = ~squared.diagonal().isfinite()
         _refuse_too_many(infinite, f)
-        chosen = rule(squared, f, **options)
+        chosen = rule(squared, f, **context, **options)
         _refuse_weighted(rule, infinite, chosen)
         result = combine(chosen, tensor)
     return result.numpy() if isinstance(vectors, np.ndarray) else result
@@ -84,13 +86,17 @@ def weights(gram: Array, aggregator: str = "krum", f: int | None = None, **optio
     rule = lookup(AGGREGATORS, aggregator, "aggregator")
     if rule.sees == "vectors":
         raise InputError(f"{rule.name} needs the vectors' coordinates and has no weights; call krum.aggregate")
+    context, options = rule.split(options)
     rule.check(tensor.shape[-1], f, options)
+    scale = tensor.diagonal(dim1=-2, dim2=-1).abs().nan_to_num(0.0, 0.0, 0.0).amax() if tensor.numel() else 0
+    if bool(((tensor - tensor.mT).abs() > 0.01 * scale).any()):
+        raise InputError("gram: found a matrix that is not symmetric; give the inner products of n vectors")
     squared = distances.from_gram(tensor)
     infinite = ~squared.diagonal(dim1=-2, dim2=-1).isfinite()
     _refuse_too_many(infinite, 0 if f is None else f)
     if bool((squared.isinf() & ~infinite[..., :, None] & ~infinite[..., None, :]).any()):
         raise InputError("gram: found NaN or infinity between vectors of finite length; give their inner products")
-    result = rule(squared, f, **options).to(tensor.dtype)
+    result = rule(squared, f, **context, **options).to(tensor.dtype)
     _refuse_weighted(rule, infinite, result)
     return result.numpy() if isinstance(gram, np.ndarray) else result
 

@@ -22,7 +22,7 @@ imported here, so that experiments can be validated and planned without it.
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from numbers import Integral
+from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, Literal
 
 from krum.errors import InputError
@@ -75,6 +75,22 @@ class Aggregator:
     def _call(self, geometry: "Tensor", f: int, round: int, coin: Any, options: Mapping[str, Any]) -> "Tensor":
         context = {"f": f, "round": round, "coin": coin}
         return self.function(geometry, *(context[name] for name in self.needs), **options)
+
+    def split(self, options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Of a caller's keyword arguments, the round and the coin that the rule needs, and its options."""
+        needs = [name for name in self.needs if name != "f"]
+        missing = [name for name in needs if name not in options]
+        if missing:
+            raise InputError(
+                f"{self.name} needs {', '.join(needs)}: {missing[0]} is missing; give round= (from 1) and "
+                f"coin= (drawn from [0, 1) in each round)"
+            )
+        context = {name: options[name] for name in needs}
+        if "round" in context and (not isinstance(context["round"], Integral) or context["round"] < 1):
+            raise InputError(f"{self.name}: round = {context['round']!r}; give an integer from 1")
+        if "coin" in context and not (isinstance(context["coin"], Real) and 0 <= context["coin"] < 1):
+            raise InputError(f"{self.name}: coin = {context['coin']!r}; give a number from 0 up to 1")
+        return context, {name: value for name, value in options.items() if name not in context}
 
     def within_guarantee(self, n: int, f: int) -> bool:
         """The rule tolerates f Byzantine workers among n."""
@@ -187,7 +203,8 @@ def one_minus_p_krum(
 
     `p_t` must rise from 0 to 1; here `p_t = min(1, (t / horizon)^power)` in round t.
     """
-    averaging = coin < min(1.0, round / horizon) ** power
+    averaging = squared_distances.new_tensor(coin) if isinstance(coin, float) else coin
+    averaging = averaging < min(1.0, round / horizon) ** power
     chosen = _indicator(krum(squared_distances, f), 1, squared_distances)
     return chosen.where(~averaging[..., None], average(squared_distances))
 

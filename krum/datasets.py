@@ -14,6 +14,7 @@ import tempfile
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import IO, Any, ClassVar
 
@@ -22,6 +23,7 @@ import numpy as np
 from krum.errors import InputError
 from krum.registry import kebab, lookup
 
+WORTH_KEEPING = 1000  # samples
 DATA = Path(__file__).resolve().parent.parent / "data"
 
 
@@ -81,10 +83,44 @@ def folds(labels: np.ndarray, count: int, seed: int) -> list[tuple[np.ndarray, n
 
     The seed decides the shuffle; `count` seeds that share a partition hold every sample out once.
     """
+    held_out_by = _partition(labels, count, seed)
+    return [((held_out_by != fold).nonzero()[0], (held_out_by == fold).nonzero()[0]) for fold in range(count)]
+
+
+def _partition(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
+    """Which fold holds each sample out.
+
+    Kept in data/prepared/, since importing scikit-learn takes longer than most training runs.
+    """
+    what = f"{count} folds, seed {seed}, scikit-learn {version('scikit-learn')}, {len(labels)} labels"
+    key = hashlib.sha256(what.encode() + labels.tobytes()).hexdigest()[:20]
+    path = DATA / "prepared" / f"folds-{key}.npy"
+    try:
+        kept = np.load(path)
+        if kept.shape == labels.shape and kept.min() == 0 and kept.max() == count - 1:
+            return kept
+    except (OSError, ValueError, EOFError):
+        pass  # not there, or damaged
     from sklearn.model_selection import StratifiedKFold
 
+    partition = np.empty(len(labels), np.int16)
     splitter = StratifiedKFold(count, shuffle=True, random_state=seed)
-    return list(splitter.split(np.zeros(len(labels)), labels))
+    for fold, (_, held_out) in enumerate(splitter.split(np.zeros(len(labels)), labels)):
+        partition[held_out] = fold
+    if len(labels) >= WORTH_KEEPING:
+        _keep(partition, path)
+    return partition
+
+
+def _keep(array: np.ndarray, path: Path) -> None:
+    """Write a file that others may be writing at the same moment; where that is not allowed, do without."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".folds-", suffix=".npy", delete=False) as temporary:
+            np.save(temporary, array)
+        Path(temporary.name).replace(path)
+    except OSError:
+        pass
 
 
 # ------------------------------------------------------------------------------------------------------ the files

@@ -25,6 +25,9 @@ from krum.models import Model
 
 Branch = Literal["samples", "gradients"]
 
+# Numbers of a layer's gradients that are formed at a time, in whole replicas: a CPU's cache should hold them.
+FORMED_AT_ONCE = {"cpu": 2**21, "cuda": 2**28}
+
 
 @dataclass(frozen=True)
 class WorkerGradients:
@@ -51,8 +54,10 @@ class WorkerGradients:
                 kernel = x.bmm(x.mT).add_(1).mul_(delta.bmm(delta.mT))
                 by_samples[rows] = by_samples[rows].add_(kernel) if rows in by_samples else kernel
             else:
-                weight, bias = self._formed(x, delta)
-                gram += weight.bmm(weight.mT) + bias.bmm(bias.mT)
+                at_once = max(1, FORMED_AT_ONCE[x.device.type] // (h * x.shape[-1] * delta.shape[-1]))
+                for part, some, of_some in zip(gram.split(at_once), x.split(at_once), delta.split(at_once), strict=True):
+                    weight, bias = self._formed(some, of_some)
+                    part += weight.bmm(weight.mT) + bias.bmm(bias.mT)
         for rows, kernel in by_samples.items():
             gram += kernel.view(replicas, h, rows, h, rows).sum((2, 4)) / self.batch_size**2
         return gram

@@ -236,7 +236,7 @@ class Simulation:
             geometry[:, h:, h:] = 0
             scores.append(self.rule.scores(geometry, f, **options))
         m = self.rule.chosen(n, f, options)
-        ranked = scores[1].sort(-1, stable=True)
+        ranked = scores[1].sort(dim=-1, stable=True)
         choice = torch.zeros_like(scores[1]).scatter_(-1, ranked.indices[:, :m], 1.0)
         others = scores[0].masked_fill(choice > 0, torch.inf).amin(-1)
         certain = ranked.values[:, m - 1] * (1 + CERTAIN) < others
@@ -372,6 +372,7 @@ class Simulation:
         self._coin_generators = [np.random.default_rng(stream(seed, "rule")) for seed in self.seeds]
         self._coin = torch.zeros(self.replicas, dtype=torch.float64, device=self.device)
         self._drawn = torch.empty(0)
+        self._batch: Tensor | None = None
 
     def _initial_parameters(self, role: str) -> Parameters:
         starts = [models.initialise(self.model, np.random.default_rng(stream(seed, role))) for seed in self.seeds]
@@ -386,7 +387,8 @@ class Simulation:
     def _next_batch(self) -> tuple[Tensor, Tensor]:
         """Samples [R, h b, features] and labels [R, h b], drawn with replacement from each training fold.
 
-        All n workers draw, and the honest h are used: cells that differ in the attack see the same mini-batches.
+        All n workers draw, and the honest h are used: cells that differ in the attack see the same mini-batches. The
+        samples hold until the next round.
         """
         cell = self.cell
         turn = self.round % ROUNDS_DRAWN_AT_ONCE
@@ -398,7 +400,10 @@ class Simulation:
                 drawn[:, replica] = of_all[:, : self.honest].reshape(ROUNDS_DRAWN_AT_ONCE, -1)
             self._drawn = torch.from_numpy(drawn).to(self.device)
         index = self._drawn[turn]
-        samples = self._features[index]
+        if self._batch is None:
+            self._batch = self._features.new_empty((*index.shape, self._features.shape[1]))
+        samples = self._batch  # its memory serves every round: the system's pages cost as much as the copy
+        torch.index_select(self._features, 0, index.view(-1), out=samples.view(-1, samples.shape[-1]))
         if self._shift is not None and self._scale is not None:
             samples = samples.sub_(self._shift).mul_(self._scale)
         return samples, self._labels[index]
@@ -480,7 +485,6 @@ class Simulation:
 
 def _standardisation(training: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """What to subtract and what to multiply with: the training fold's mean and inverse deviation (1 where constant)."""
-    from sklearn.preprocessing import StandardScaler
-
-    scaler = StandardScaler().fit(training.astype(np.float64))
-    return scaler.mean_, 1 / scaler.scale_
+    values = training.astype(np.float64)
+    deviation = values.std(0)
+    return values.mean(0), 1 / np.where(deviation > 0, deviation, 1)

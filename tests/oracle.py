@@ -19,14 +19,18 @@ def is_finite(vector):
 
 
 def krum_scores(vectors, f):
+    return sums_to_nearest(vectors, len(vectors) - f - 2, float)
+
+
+def sums_to_nearest(vectors, neighbours, measure):
     n = len(vectors)
     scores = []
     for i in range(n):
         distances = []
         for j in range(n):
             if j != i:
-                distances.append(squared_distance(vectors[i], vectors[j]))
-        scores.append(sum(sorted(distances)[: n - f - 2]))
+                distances.append(measure(squared_distance(vectors[i], vectors[j])))
+        scores.append(sum(sorted(distances)[:neighbours]))
     return scores
 
 
@@ -50,6 +54,10 @@ SCORES = {
     "multi-krum": krum_scores,
     "medoid": lambda vectors, f: sums_to_all(vectors, math.sqrt),
     "nearest-to-barycentre": lambda vectors, f: sums_to_all(vectors, float),
+    "krum-n-f-1": lambda vectors, f: sums_to_nearest(vectors, len(vectors) - f - 1, float),
+    "krum-n-f-1-unsquared": lambda vectors, f: sums_to_nearest(vectors, len(vectors) - f - 1, math.sqrt),
+    "krum-unsquared": lambda vectors, f: sums_to_nearest(vectors, len(vectors) - f - 2, math.sqrt),
+    "krum-fourth-power": lambda vectors, f: sums_to_nearest(vectors, len(vectors) - f - 2, lambda x: x * x),
 }
 
 

@@ -12,6 +12,7 @@ from krum.aggregators import AGGREGATORS
 from krum.distances import squared_distances
 
 CHOOSING = list(SCORES)
+ROOTED = ("medoid", "krum-unsquared", "krum-n-f-1-unsquared")
 GRAM_RULES = [name for name, rule in AGGREGATORS.items() if rule.sees == "distances"]
 
 
@@ -33,6 +34,11 @@ def check_against_oracle(name, vectors, f, m=None):
     else:
         mean = vectors[sorted(expected)].astype(np.float64).mean(0)
         assert np.allclose(result, mean.astype(vectors.dtype), rtol=1e-6, atol=0)
+
+
+def context(name):
+    """What a rule needs beside f: for 1-p-krum a round in which it does not average."""
+    return {"round": 1, "coin": 0.9} if "coin" in AGGREGATORS[name].needs else {}
 
 
 def normal(n, d, seed=0, dtype=np.float32):
@@ -131,7 +137,7 @@ def test_oracle_on_drawn_inputs(name, problem, data):
     for missed, taken in zip(
         sorted(expected - found, key=scores.__getitem__), sorted(found - expected, key=scores.__getitem__), strict=True
     ):
-        assert not exact or name == "medoid", "sums of integers are exact; only the medoid's square roots are rounded"
+        assert not exact or name in ROOTED, "sums of integers are exact; only square roots are rounded"
         assert scores[taken] <= scores[missed] * (1 + 1e-11)
 
 
@@ -144,30 +150,30 @@ class TestProperties:
     def test_permutation(self, name):
         vectors = normal(13, 9, dtype=np.float64)
         order = np.random.default_rng(1).permutation(13)
-        before, after = krum.aggregate(vectors, name, f=self.f), krum.aggregate(vectors[order], name, f=self.f)
+        before, after = krum.aggregate(vectors, name, f=self.f, **context(name)), krum.aggregate(vectors[order], name, f=self.f, **context(name))
         assert np.allclose(before, after, rtol=1e-9, atol=1e-9)
 
     def test_translation(self, name):
         vectors, shift = normal(13, 9, dtype=np.float64), 100 * normal(1, 9, 5, np.float64)
-        moved = krum.aggregate(vectors + shift, name, f=self.f)
-        assert np.allclose(moved, krum.aggregate(vectors, name, f=self.f) + shift, rtol=1e-7, atol=1e-7)
+        moved = krum.aggregate(vectors + shift, name, f=self.f, **context(name))
+        assert np.allclose(moved, krum.aggregate(vectors, name, f=self.f, **context(name)) + shift, rtol=1e-7, atol=1e-7)
 
     @pytest.mark.parametrize("scale", [1e-15, 1e-3, 7.0, 1e15])
     def test_positive_scale(self, name, scale):
         vectors = normal(13, 9, dtype=np.float64)
-        scaled = krum.aggregate(vectors * scale, name, f=self.f)
-        assert np.allclose(scaled, krum.aggregate(vectors, name, f=self.f) * scale, rtol=1e-7, atol=0)
+        scaled = krum.aggregate(vectors * scale, name, f=self.f, **context(name))
+        assert np.allclose(scaled, krum.aggregate(vectors, name, f=self.f, **context(name)) * scale, rtol=1e-7, atol=0)
 
     def test_identical_vectors(self, name):
         vectors = np.tile(normal(1, 9), (13, 1))
-        assert np.allclose(krum.aggregate(vectors, name, f=self.f), vectors[0], rtol=1e-6)
+        assert np.allclose(krum.aggregate(vectors, name, f=self.f, **context(name)), vectors[0], rtol=1e-6)
 
     @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
     def test_torch_dtypes(self, name, dtype):
         vectors = torch.from_numpy(normal(13, 300)).to(dtype)
         kept = vectors.clone()
-        result = krum.aggregate(vectors, name, f=self.f)
-        expected = krum.aggregate(vectors.double(), name, f=self.f)
+        result = krum.aggregate(vectors, name, f=self.f, **context(name))
+        expected = krum.aggregate(vectors.double(), name, f=self.f, **context(name))
         assert result.dtype == dtype and result.shape == (300,)
         assert torch.allclose(result.double(), expected, rtol=2 * torch.finfo(dtype).eps, atol=1e-6)
         assert torch.equal(vectors, kept), "the input was changed"
@@ -176,12 +182,12 @@ class TestProperties:
     @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
     def test_numpy(self, name, dtype):
         vectors = normal(13, 20).astype(dtype)
-        result = krum.aggregate(vectors, name, f=self.f)
+        result = krum.aggregate(vectors, name, f=self.f, **context(name))
         assert isinstance(result, np.ndarray) and result.dtype == dtype
-        assert np.array_equal(result, krum.aggregate(torch.from_numpy(vectors), name, f=self.f).numpy())
+        assert np.array_equal(result, krum.aggregate(torch.from_numpy(vectors), name, f=self.f, **context(name)).numpy())
         read_only = vectors[::-1]
         read_only.flags.writeable = False
-        assert np.allclose(krum.aggregate(read_only, name, f=self.f), result, rtol=1e-2, atol=1e-3)
+        assert np.allclose(krum.aggregate(read_only, name, f=self.f, **context(name)), result, rtol=1e-2, atol=1e-3)
 
     def test_bad_vectors_do_no_harm(self, name):
         if AGGREGATORS[name].fixed_weights:
@@ -190,30 +196,30 @@ class TestProperties:
         for bad in (np.nan, np.inf, -np.inf, 1e30):
             hostile = vectors.copy()
             hostile[[0, 5, 12]] = bad
-            result = krum.aggregate(hostile, name, f=self.f)
+            result = krum.aggregate(hostile, name, f=self.f, **context(name))
             assert np.isfinite(result).all()
             if AGGREGATORS[name].guarantee or not np.isfinite(bad):
                 assert np.abs(result).max() <= np.abs(vectors).max() + 1e-5
 
     def test_blocks(self, name, monkeypatch):
         vectors = normal(13, 1000, dtype=np.float64)
-        whole = krum.aggregate(vectors, name, f=self.f)
+        whole = krum.aggregate(vectors, name, f=self.f, **context(name))
         monkeypatch.setattr("krum.distances.BLOCK", 13 * 64)
-        assert np.allclose(krum.aggregate(vectors, name, f=self.f), whole, rtol=1e-12, atol=1e-12)
+        assert np.allclose(krum.aggregate(vectors, name, f=self.f, **context(name)), whole, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", GRAM_RULES)
 def test_weights_are_those_of_aggregate(name):
     vectors = normal(3 * 2 * 13, 9, dtype=np.float64).reshape(3, 2, 13, 9)
     gram = vectors @ vectors.swapaxes(-1, -2)
-    weights = krum.weights(gram, name, f=3)
+    weights = krum.weights(gram, name, f=3, **context(name))
     assert weights.shape == (3, 2, 13)
     assert np.allclose(weights.sum(-1), 1)
     for i in range(3):
         for j in range(2):
-            expected = krum.aggregate(vectors[i, j], name, f=3)
+            expected = krum.aggregate(vectors[i, j], name, f=3, **context(name))
             assert np.allclose(weights[i, j] @ vectors[i, j], expected, rtol=1e-6, atol=1e-6)
-    half = krum.weights(torch.from_numpy(gram).float(), name, f=3)
+    half = krum.weights(torch.from_numpy(gram).float(), name, f=3, **context(name))
     assert half.dtype == torch.float32 and torch.allclose(half.double(), torch.from_numpy(weights), atol=1e-3)
 
 
@@ -225,6 +231,38 @@ def test_weights_refuse_infinite_vectors():
         gram = vectors @ vectors.T
     weights = krum.weights(gram, "krum", f=3)
     assert weights[[2, 4]].sum() == 0 and weights.sum() == 1
+
+
+SELECTING = [name for name, rule in AGGREGATORS.items() if rule.selects is not None]
+
+
+def test_every_rule_that_chooses_is_a_selection_rule():
+    assert set(SELECTING) == set(SCORES)
+
+
+@pytest.mark.parametrize("name", SELECTING)
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 2**32), n=st.integers(5, 25))
+def test_scores_do_not_fall_when_a_distance_grows(name, seed, n):
+    """What the simulation relies on when it does not compute attackers that are too far."""
+    rng = np.random.default_rng(seed)
+    f = int(rng.integers(0, (n - 3) // 2 + 1))
+    less = squared_distances(torch.from_numpy(rng.normal(size=(n, 3)) * 10.0 ** rng.integers(-3, 4, size=(n, 1))))
+    growth = torch.from_numpy(rng.uniform(0, 10, size=(n, n)) * (rng.uniform(size=(n, n)) < 0.3)).triu(1)
+    more = less + growth + growth.T
+    before, after = (AGGREGATORS[name].scores(distances, f) for distances in (less, more))
+    assert (after >= before * (1 - 1e-12)).all()
+
+
+def test_one_minus_p_krum_averages_with_the_probability_of_its_round():
+    vectors = normal(13, 9, dtype=np.float64)
+    mean, chosen_one = krum.aggregate(vectors, "average"), krum.aggregate(vectors, "krum", f=3)
+    for round_, horizon, power, p in [(1, 500, 1.0, 0.002), (250, 500, 1.0, 0.5), (250, 500, 2.0, 0.25), (999, 500, 1, 1)]:
+        for coin in (0.0, p - 1e-6, p + 1e-6):
+            coin = min(coin, 0.999999)
+            options = {"round": round_, "coin": coin, "horizon": horizon, "power": power}
+            result = krum.aggregate(vectors, "1-p-krum", f=3, **options)
+            assert np.allclose(result, mean if coin < p else chosen_one)
 
 
 def test_multi_krum_spans_krum_and_average():
@@ -340,6 +378,11 @@ def test_figure_2_barycentre_is_defeated_and_krum_is_not():
             krum.InputError,
             r"rows \[13\]",
         ),
+        (lambda v: krum.aggregate(v, "1-p-krum", f=2), krum.InputError, "1-p-krum needs round, coin"),
+        (lambda v: krum.aggregate(v, "1-p-krum", f=2, round=0, coin=0.5), krum.InputError, "round = 0; give"),
+        (lambda v: krum.aggregate(v, "1-p-krum", f=2, round=1, coin=1.5), krum.InputError, "coin = 1.5; give"),
+        (lambda v: krum.aggregate(v, "krum", f=2, round=3), krum.InputError, "unknown option 'round'"),
+        (lambda v: krum.weights(v @ v.T + np.triu(v @ v.T), "krum", f=2), krum.InputError, "gram: .* not symmetric"),
         (lambda v: krum.weights(v, "krum", f=2), krum.InputError, r"give \[..., n, n\]"),
         (lambda v: krum.weights(v @ v.T, "median", f=2), krum.InputError, "call krum.aggregate"),
         (lambda v: krum.weights(np.full((13, 13), np.nan), "krum", f=2), krum.InputError, "13 vectors hold NaN"),

@@ -5,12 +5,18 @@ import pytest
 import torch
 
 import krum
+from krum import models
 from krum.aggregators import AGGREGATORS
 from krum.attacks import ATTACKS
-from krum.gradients import cheaper_branch
+from krum.gradients import cheaper_branch, worker_gradients
 from krum.simulation import Simulation
 
 MODELS = [(("hidden", (7, 5)),), (("hidden", (6,)),), (("hidden", ()),)]
+CONVNETS = [
+    (("channels", (3, 4)), ("kernel", 5), ("stride", 2)),
+    (("channels", (3,)), ("kernel", 4), ("stride", 3)),
+    (("channels", (2, 3, 4)), ("kernel", 3), ("stride", 2)),
+]
 BRANCHES = ["samples", "gradients", None]
 
 
@@ -57,8 +63,15 @@ def honest_gradients(simulation):
 def plain_byzantine(simulation, honest):
     """The deterministic attacks by their definitions, on materialised vectors."""
     f, attack = simulation.cell.byzantine, simulation.cell.attack
+    mean, n = honest.mean(1, keepdim=True), simulation.cell.workers
     if attack == "sign-flip":
-        return -honest.mean(1, keepdim=True).expand(-1, f, -1)
+        return -mean.expand(-1, f, -1)
+    if attack == "barycentre-collusion":
+        far = n * -mean - honest.sum(1, keepdim=True) - (f - 1) * -mean
+        return torch.cat([-mean.expand(-1, f - 1, -1), far], 1)
+    if attack == "steer":
+        chosen = (flat_parameters(simulation) - simulation._wrong_model()) / simulation.cell.learning_rate
+        return ((n * chosen - honest.sum(1)) / f)[:, None].expand(-1, f, -1)
     if attack == "omniscient":
         rows = []
         for replica, training in enumerate(simulation._training):
@@ -104,12 +117,72 @@ def test_step_equals_autograd(make_cell, few_samples, aggregator, attack, model,
         with torch.no_grad():
             moved = (before - flat_parameters(simulation)) / cell.learning_rate
         for replica in range(2):
-            expected = krum.aggregate(vectors[replica], aggregator, f=cell.declared_f)
+            context = {}
+            if aggregator == "1-p-krum":
+                context = {"round": simulation.round, "coin": float(simulation._coin[replica])}
+            expected = krum.aggregate(vectors[replica], aggregator, f=cell.declared_f, **context)
             assert torch.allclose(
                 moved[replica], expected, rtol=1e-10, atol=1e-10 * max(1, float(expected.abs().max()))
             )
         twin.parameters = [(w.clone(), b.clone()) for w, b in simulation.parameters]
         twin.round = simulation.round
+
+
+def convolution_gradient(model, parameters, replica, samples, labels):
+    """One replica's flat gradient of the mean cross-entropy, written with torch's own convolution."""
+    own = [(w[replica].clone().requires_grad_(), b[replica].clone().requires_grad_()) for w, b in parameters]
+    side = int(samples.shape[1] ** 0.5)
+    maps = samples.view(-1, 1, side, side)
+    for weight, bias in own[:-1]:
+        kernel = weight.view(model.kernel, model.kernel, maps.shape[1], -1).permute(3, 2, 0, 1)
+        maps = torch.nn.functional.conv2d(maps, kernel, bias, stride=model.stride).relu()
+    logits = maps.permute(0, 2, 3, 1).flatten(1) @ own[-1][0] + own[-1][1]
+    loss = torch.nn.functional.cross_entropy(logits, labels)
+    gradients = torch.autograd.grad(loss, [part for pair in own for part in pair])
+    return torch.cat([part.flatten() for part in gradients])
+
+
+@pytest.mark.parametrize("options", CONVNETS, ids=str)
+@pytest.mark.parametrize("branch", BRANCHES)
+def test_convolutions_equal_torchs(options, branch):
+    model = models.build("convnet", dict(options), 20 * 20, 7)
+    generator = torch.Generator().manual_seed(0)
+    parameters = [
+        tuple(torch.from_numpy(np.stack([part, part + 0.1])) for part in layer)
+        for layer in models.initialise(model, np.random.default_rng(0))
+    ]
+    samples = torch.rand(2, 12, 400, dtype=torch.float64, generator=generator)
+    labels = torch.randint(7, (2, 12), generator=generator)
+    gradients = worker_gradients(model, parameters, samples, labels, 4, branch)
+    expected = torch.stack(
+        [
+            torch.stack(
+                [
+                    convolution_gradient(model, parameters, r, samples[r, 3 * i : 3 * i + 3], labels[r, 3 * i : 3 * i + 3])
+                    for i in range(4)
+                ]
+            )
+            for r in range(2)
+        ]
+    )
+    assert expected.shape[-1] == models.dimension(model)
+    close = {"rtol": 1e-10, "atol": 1e-12}
+    assert torch.allclose(gradients.vectors(), expected, **close)
+    assert torch.allclose(gradients.gram, expected @ expected.mT, **close)
+    assert torch.allclose(gradients.squared_norms, expected.square().sum(-1), **close)
+    other = torch.randn(2, 3, expected.shape[-1], dtype=torch.float64, generator=generator)
+    assert torch.allclose(gradients.inner_products(other), expected @ other.mT, rtol=1e-9, atol=1e-10)
+    weights = torch.tensor([[0.5, 0.0, 0.25, 0.25], [0.0, 1.0, 0.0, 0.0]], dtype=torch.float64)
+    for group, factors in gradients.weighted(weights):
+        total = torch.cat([torch.cat([(x.mT @ d).flatten(1), d.sum(1)], 1) for x, d in factors], 1)
+        assert torch.allclose(total, (weights[:, None] @ expected).squeeze(1)[group], **close)
+
+
+def test_a_convnet_trains_on_squares_only():
+    with pytest.raises(krum.InputError, match="square images; found 57 features"):
+        models.build("convnet", {}, 57, 2)
+    with pytest.raises(krum.InputError, match="less than the kernel's 9"):
+        models.build("convnet", {"channels": (2, 2), "kernel": 9, "stride": 3}, 400, 2)
 
 
 @pytest.mark.parametrize("branch", BRANCHES)
@@ -119,7 +192,7 @@ def test_gram_matrix_and_inner_products(make_cell, few_samples, branch):
         gradients, _ = simulation.send()
         vectors = gradients.vectors()
         assert torch.allclose(gradients.gram, vectors @ vectors.mT, rtol=1e-12, atol=1e-14)
-        other = torch.randn(2, 4, simulation.model.dimension, dtype=torch.float64)
+        other = torch.randn(2, 4, simulation.dimension, dtype=torch.float64)
         assert torch.allclose(gradients.inner_products(other), vectors @ other.mT, rtol=1e-12, atol=1e-12)
 
 
@@ -170,7 +243,7 @@ class TestGaussian:
     def test_distribution(self, make_cell, few_samples):
         """Coordinates and squared lengths are those of N(0, 4 I): 400 replicas, bounds at five standard errors."""
         simulation, gradients, byzantine, (with_honest, among) = self.drawn(make_cell, few_samples, range(400))
-        d, variance = simulation.model.dimension, 4.0
+        d, variance = simulation.dimension, 4.0
         lengths = among.diagonal(dim1=1, dim2=2).flatten() / variance
         assert abs(lengths.mean() - d) < 5 * np.sqrt(2 * d / lengths.numel())
         assert abs(lengths.std() / np.sqrt(2 * d) - 1) < 0.15

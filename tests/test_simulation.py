@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 import torch
 
+from krum import datasets, distances
 from krum.aggregators import AGGREGATORS
 from krum.attacks import ATTACKS
 from krum.errors import InputError
+from krum.gradients import worker_gradients
 from krum.simulation import COLUMNS, Simulation, pick_device, simulate
 
 PAIRS = [(a, b) for a in AGGREGATORS for b in ATTACKS]
@@ -107,6 +109,143 @@ def test_rounds_that_are_no_multiple_of_the_evaluation_end_with_one(make_cell, f
     assert columns["round"].tolist() == [0, 10, 17]
 
 
+class TestTheDirectionThatIsNotNeeded:
+    """Omniscient attackers whose gradient over the whole fold is computed only where their choice is in doubt."""
+
+    def both(self, monkeypatch, cell, samples):
+        """The curve, the curve of the plain computation, and how often the former needed the direction."""
+        asked = []
+        whole = Simulation._full_gradient
+
+        def counted(simulation, replicas, samples=None):
+            asked.append(len(replicas))
+            return whole(simulation, replicas, samples)
+
+        monkeypatch.setattr(Simulation, "_full_gradient", counted)
+        short = simulate(cell, samples)
+        needed, asked[:] = sum(asked), []
+
+        def nothing_is_certain(simulation, honest, byzantine):
+            certain, choice = choose(simulation, honest, byzantine)
+            return torch.zeros_like(certain), choice
+
+        choose = Simulation._choice_without_the_direction
+        monkeypatch.setattr(Simulation, "_choice_without_the_direction", nothing_is_certain)
+        plain = simulate(cell, samples)
+        assert sum(asked) == cell.rounds * cell.seeds, "the plain computation takes it in every round"
+        return short, plain, needed
+
+    @pytest.mark.parametrize("aggregator", [name for name, rule in AGGREGATORS.items() if rule.selects])
+    @pytest.mark.parametrize("length", [0.3, 1.0, 3.0, 10.0, 100.0])
+    def test_the_curve_is_the_same(self, make_cell, few_samples, monkeypatch, aggregator, length):
+        cell = make_cell(aggregator=aggregator, attack="omniscient", attack_options=(("length", length),), rounds=40)
+        short, plain, needed = self.both(monkeypatch, cell, few_samples)
+        assert same(short, plain)
+        if length == 100.0:
+            assert needed <= 2, "far attackers cannot be chosen, whatever their direction; near ties are looked at"
+        if length == 0.3:
+            assert needed > 0 and np.nanmean(short["byzantine_weight"]) > 0, "near ones may be, and are"
+
+    def test_outside_the_guarantee(self, make_cell, few_samples, monkeypatch):
+        """The paper's n = 20, f = 9: nine identical attackers lack one identical neighbour."""
+        cell = make_cell(workers=20, byzantine=9, declared_f=9, byzantine_fraction=0.45, attack="omniscient")
+        short, plain, needed = self.both(monkeypatch, cell, few_samples)
+        assert same(short, plain) and needed == 0
+
+    def test_a_diverged_replica_is_in_doubt(self, make_cell, few_samples):
+        simulation = Simulation(make_cell(attack="omniscient"), few_samples, seeds=range(3))
+        with torch.inference_mode():
+            simulation.parameters[0][0][1, 0, 0] = torch.nan
+            gradients, byzantine = simulation.send()
+            gram = gradients.gram.new_zeros(3, 11, 11)
+            gram[:, :7, :7] = gradients.gram
+            certain, _ = simulation._choice_without_the_direction(distances.from_gram(gram), byzantine)
+        assert certain.tolist() == [True, False, True]
+
+
+def test_a_sampled_direction_stands_for_the_whole_folds(make_cell):
+    """Estimated from 300 samples, the omniscient direction is the whole fold's up to a small angle, and as harmful."""
+    samples = datasets.load("spambase")
+    changes = {"aggregator": "average", "workers": 20, "byzantine": 9, "declared_f": 9, "folds": 10, "rounds": 100}
+    simulation = Simulation(make_cell(attack="omniscient", **changes), samples, seeds=range(10))
+    cosines = []
+    with torch.inference_mode():
+        for _ in range(20):
+            everyone = torch.arange(10)
+            whole, sampled = (simulation._full_gradient(everyone, count) for count in (None, 300))
+            cosines.append(torch.cosine_similarity(whole, sampled))
+            simulation.step()
+    assert torch.stack(cosines).median() > 0.95
+    for options in ((), (("samples", 300),)):
+        cell = make_cell(attack="omniscient", attack_options=options, evaluate_every=100, seeds=10, **changes)
+        columns = simulate(cell, samples)
+        assert (columns["test_error"] - columns["majority_error"])[columns["round"] == 100].mean() > 0.1
+
+
+def test_gradient_statistics(make_cell, few_samples):
+    """Against every sample's gradient by itself."""
+    cell = make_cell(measure_gradient=True, batch_size=4)
+    simulation = Simulation(cell, few_samples, seeds=range(2), dtype=torch.float64)
+    recorded = simulation.record()
+    for replica, training in enumerate(simulation._training):
+        own = [(w[replica : replica + 1], b[replica : replica + 1]) for w, b in simulation.parameters]
+        x = simulation._prepared(replica, torch.from_numpy(training))[None]
+        each = worker_gradients(simulation.model, own, x, simulation._labels[training][None], len(training)).vectors()[0]
+        mean = each.mean(0)
+        noise = ((each - mean).square().sum(-1).mean() / 4).sqrt()
+        assert recorded["gradient_norm"][replica] == pytest.approx(mean.norm().item(), rel=1e-9)
+        assert recorded["gradient_noise"][replica] == pytest.approx(noise.item(), rel=1e-9)
+
+
+def test_one_worker_makes_averaging_any_model(make_cell, few_samples):
+    cell = make_cell(aggregator="average", attack="steer", byzantine=1, seeds=2)
+    columns = simulate(cell, few_samples)
+    late = columns["round"] > 0
+    assert np.isnan(columns["distance_to_target"][~late]).all()
+    assert (columns["distance_to_target"][late] < 1e-4).all()
+    assert columns["test_error"][late].min() > 0.6, "the target was trained on wrong labels"
+
+
+def test_differs_is_the_share_of_other_choices(make_cell, few_samples):
+    cell = make_cell(aggregator="medoid", compare_with="krum", rounds=40)
+    columns = simulate(cell, few_samples)
+    simulation = Simulation(cell, few_samples, seeds=[0])
+    other = 0
+    with torch.inference_mode():
+        for _ in range(10):
+            twin, byzantine = simulation.send()
+            geometry = distances.from_gram(twin.gram)
+            other += int(AGGREGATORS["krum"](geometry, 4).argmax() != AGGREGATORS["medoid"](geometry).argmax())
+            weights = simulation.weigh(twin, byzantine)
+            simulation._descend_by_samples(cell.learning_rate, twin, weights)
+            simulation.round += 1
+    assert columns["differs"][(columns["seed"] == 0) & (columns["round"] == 10)] == pytest.approx(other / 10)
+    same_rule = simulate(make_cell(compare_with="krum"), few_samples)
+    assert (same_rule["differs"][same_rule["round"] > 0] == 0).all()
+
+
+def test_1_p_krum_tosses_a_coin_of_its_own_in_every_replica_and_round(make_cell, few_samples):
+    cell = make_cell(aggregator="1-p-krum", aggregator_options=(("horizon", 1),), seeds=2)
+    averaging = simulate(make_cell(aggregator="average", seeds=2), few_samples)
+    assert np.array_equal(simulate(cell, few_samples)["test_error"], averaging["test_error"]), "p_t = 1 from round 1 on"
+    simulation = Simulation(make_cell(aggregator="1-p-krum"), few_samples, seeds=range(3))
+    coins = []
+    for _ in range(20):
+        simulation.step()
+        coins.append(simulation._coin.tolist())
+    assert len(set(np.ravel(coins))) == 60
+
+
+def test_majority_error(make_cell, few_samples):
+    columns = simulate(make_cell(), few_samples)
+    simulation = Simulation(make_cell(), few_samples, seeds=range(3))
+    for replica, training in enumerate(simulation._training):
+        answer = few_samples.labels[training].mean() > 0.5
+        held_out = simulation._held_out[replica][1].numpy()
+        expected = (held_out != int(answer)).mean()
+        assert set(columns["majority_error"][columns["seed"] == replica]) == {expected}
+
+
 def test_seeds_share_folds_in_turn(make_cell, few_samples):
     """Three seeds of a partition hold every sample out once; the next three, by another shuffle, too."""
     simulation = Simulation(make_cell(), few_samples, seeds=range(6))
@@ -144,7 +283,7 @@ def test_no_array_of_all_gradients_is_formed(make_cell, few_samples):
 
     with Largest() as largest:
         simulation.step()
-    assert largest.numel <= simulation.model.dimension
+    assert largest.numel <= simulation.dimension
 
 
 def test_devices():

@@ -1,0 +1,192 @@
+"""The scorecard: verdicts follow from intervals, quantities from the rows that a claim names, and from nothing else."""
+
+import json
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+
+from krum import claims, experiment, planning, report, store
+from krum.errors import InputError
+from krum.experiment import EXPERIMENTS
+
+ROOT = EXPERIMENTS.parent
+
+
+@pytest.mark.parametrize(
+    "low, high, test, expected",
+    [
+        (0.1, 0.2, {"above": 0}, "holds"),
+        (-0.2, -0.1, {"above": 0}, "fails"),
+        (-0.1, 0.1, {"above": 0}, "undecided"),
+        (-0.2, -0.1, {"below": 0}, "holds"),
+        (0.1, 0.2, {"below": 0}, "fails"),
+        (-0.1, 0.1, {"below": 0}, "undecided"),
+        (-0.01, 0.01, {"between": [-0.02, 0.02]}, "holds"),
+        (-0.01, 0.03, {"between": [-0.02, 0.02]}, "undecided"),
+        (0.03, 0.04, {"between": [-0.02, 0.02]}, "fails"),
+        (-0.04, -0.03, {"between": [-0.02, 0.02]}, "fails"),
+        (-0.04, 0.04, {"between": [-0.02, 0.02]}, "undecided"),
+        (math.nan, math.nan, {"above": 0}, "undecided"),
+        (0.0, 0.0, {"below": 0.001}, "holds"),
+    ],
+)
+def test_verdicts(low, high, test, expected):
+    assert claims.verdict(low, high, test) == expected
+
+
+def rows(errors):
+    """A frame of two cells, `errors[aggregator]` one value per seed at round 10; twice that at round 0."""
+    table = []
+    for aggregator, values in errors.items():
+        for seed, value in enumerate(values):
+            for round_, factor in ((0, 2.0), (10, 1.0)):
+                table.append(
+                    {
+                        "measurement": "training",
+                        "aggregator": aggregator,
+                        "attack": "none",
+                        "attack_options": json.dumps({"scale": 0.5}),
+                        "batch_size": 3,
+                        "seed": seed,
+                        "round": round_,
+                        "test_error": factor * value,
+                        "majority_error": 0.4,
+                    }
+                )
+    return pd.DataFrame(table)
+
+
+def claim(**changes):
+    entry = {
+        "name": "one",
+        "experiment": "mine",
+        "source": "paper",
+        "sentence": "s",
+        "means": "q",
+        "quantity": {"column": "test_error", "of": {"aggregator": "krum"}},
+        "test": {"below": 0.5},
+        **changes,
+    }
+    return entry
+
+
+def load(tmp_path, *entries):
+    path = tmp_path / "claims.yaml"
+    path.write_text(yaml.safe_dump({"claims": list(entries)}))
+    return claims.load(path)
+
+
+SEEDS = {"krum": [0.1, 0.2, 0.3, 0.4], "average": [0.1, 0.1, 0.1, 0.1]}
+
+
+@pytest.mark.parametrize(
+    "quantity, value",
+    [
+        ({"column": "test_error", "of": {"aggregator": "krum"}}, 0.25),
+        ({"column": "test_error", "at": "first", "of": {"aggregator": "krum"}}, 0.5),
+        ({"column": "test_error", "at": 10, "of": {"aggregator": "krum"}}, 0.25),
+        ({"column": "test_error", "at": "mean", "of": {"aggregator": "krum"}}, 0.375),
+        ({"column": "test_error", "at": "greatest", "of": {"aggregator": "krum"}}, 0.5),
+        ({"column": "test_error", "at": "least", "of": {"aggregator": "krum"}}, 0.25),
+        ({"column": "above_majority", "of": {"aggregator": "krum"}}, -0.15),
+        ({"column": "test_error", "of": {"aggregator": "krum"}, "minus": {"aggregator": "average"}}, 0.15),
+        ({"column": "test_error", "of": {"aggregator": "krum"}, "over": {"aggregator": "average"}}, 2.5),
+        ({"column": "test_error", "of": {"attack_options": {"scale": 0.5}}, "by": ["aggregator"]}, 0.25),
+    ],
+)
+def test_quantities(tmp_path, quantity, value):
+    (row,) = claims.evaluate(load(tmp_path, claim(quantity=quantity)), {"mine": rows(SEEDS)}).itertuples()
+    assert row.value == pytest.approx(value)
+    assert row.low <= row.value <= row.high and row.seeds == 4
+
+
+def test_differences_are_paired_by_seed(tmp_path):
+    """Seeds that differ much, and two rules that differ little on each of them: the interval is narrow."""
+    krum = np.linspace(0.1, 0.9, 10)
+    quantity = {"column": "test_error", "of": {"aggregator": "krum"}, "minus": {"aggregator": "average"}}
+    frame = rows({"krum": krum, "average": krum - 0.01}).sample(frac=1, random_state=0)
+    (row,) = claims.evaluate(load(tmp_path, claim(quantity=quantity, test={"above": 0})), {"mine": frame}).itertuples()
+    assert row.high - row.low < 1e-12 and row.verdict == "holds"
+
+
+def test_slope(tmp_path):
+    table = [
+        {"measurement": "timing", "seed": seed, "workers": n, "seconds": (1 + seed) * n**2.0}
+        for seed in range(3)
+        for n in (10, 20, 40)
+    ]
+    quantity = {"column": "seconds", "measurement": "timing", "slope": "workers"}
+    (row,) = claims.evaluate(load(tmp_path, claim(quantity=quantity)), {"mine": pd.DataFrame(table)}).itertuples()
+    assert row.value == pytest.approx(2)
+
+
+def test_the_worst_of_several_is_shown(tmp_path):
+    frame = rows({"krum": [0.1, 0.1], "median": [0.7, 0.7], "average": [0.2, 0.3]})
+    quantity = {"column": "test_error", "by": ["aggregator"]}
+    (row,) = claims.evaluate(load(tmp_path, claim(quantity=quantity)), {"mine": frame}).itertuples()
+    assert (row.verdict, row.where) == ("fails", "worst of 3: aggregator median")
+
+
+def test_one_seed_decides_nothing(tmp_path):
+    (row,) = claims.evaluate(load(tmp_path, claim()), {"mine": rows({"krum": [0.1]})}).itertuples()
+    assert row.verdict == "undecided"
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"test": {"under": 3}}, "unknown key 'under'"),
+        ({"test": {"above": 0, "below": 1}}, "test: found"),
+        ({"source": "hearsay"}, "source: found 'hearsay'; give paper, supplement, review or ours"),
+        ({"quantity": {"of": {}}}, "column is missing"),
+        ({"quantity": {"column": "x", "at": "noon"}}, "at: found 'noon'"),
+        ({"sentence": ...}, "sentence is missing"),
+    ],
+)
+def test_bad_claims(tmp_path, changes, words):
+    entry = {key: value for key, value in claim(**changes).items() if value is not ...}
+    with pytest.raises(InputError) as caught:
+        load(tmp_path, entry)
+    assert words in str(caught.value) and "claims.yaml" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_names_are_unique(tmp_path):
+    with pytest.raises(InputError, match="'one' is given to 2 claims"):
+        load(tmp_path, claim(), claim())
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"experiment": "figure9"}, "experiment 'figure9' is not there"),
+        ({"quantity": {"column": "x", "of": {"agregator": "krum"}}}, "no column 'agregator'"),
+        ({"quantity": {"column": "x", "of": {"aggregator": "krun"}}}, "no cell of figure4 has aggregator krun"),
+        ({"quantity": {"column": "x", "of": {"aggregator": "krum"}}}, "4 cells of figure4 have aggregator krum"),
+        ({"quantity": {"column": "x", "measurement": "timing"}}, "figure4 has no probe 'timing'"),
+    ],
+)
+def test_claims_about_nothing_are_heard_before_anything_runs(tmp_path, changes, words):
+    with pytest.raises(InputError) as caught:
+        claims.check(load(tmp_path, claim(**{"experiment": "figure4", **changes})), experiment.load_all())
+    assert words in str(caught.value)
+
+
+def test_every_figure_of_the_paper_has_claims():
+    """The scorecard covers the paper's and the supplement's figures, its lemma, its proposition and its cost."""
+    of = {claim.experiment for claim in planning.plan(ROOT, {}).claims}
+    specs = experiment.load_all()
+    assert {name for name, spec in specs.items() if spec.part in ("paper", "supplement")} <= of
+    assert {"figure2", "figure3", "figure4", "figure5", "figure6", "lemma1", "complexity", "variants", "convnet"} <= of
+
+
+def test_the_scorecards_tables(tmp_path):
+    frame = claims.evaluate(load(tmp_path, claim(sentence="a < b & c")), {"mine": rows(SEEDS)})
+    page, table = report.page(frame), report.markdown(frame)
+    assert "a &lt; b &amp; c" in page and "http" not in page
+    assert "1 claims: 1 hold, 0 fail, 0 undecided." in table and "0.25 [" in table
+    store_columns = ["claim", "value", "low", "high", "seeds", "verdict", "experiment", "sentence"]
+    assert set(store_columns) <= set(frame.columns)
+    assert store.TRAINING == "training"

@@ -1,0 +1,123 @@
+"""Probes: what they measure, against the paper's statements and against their own definitions."""
+
+import math
+
+import numpy as np
+import pytest
+
+from krum import experiment, probes, theory
+from krum.errors import InputError
+
+
+def eta_as_written(n, f):
+    """Proposition 1's eta, term by term."""
+    first = n - f
+    second = (f * (n - f - 2) + f * f * (n - f - 1)) / (n - 2 * f - 2)
+    return (2 * (first + second)) ** 0.5
+
+
+@pytest.mark.parametrize("n, f", [(20, 0), (20, 6), (20, 8), (40, 18), (5, 1)])
+def test_eta(n, f):
+    assert theory.eta(n, f) == pytest.approx(eta_as_written(n, f))
+
+
+@pytest.mark.parametrize("n, f", [(20, 9), (4, 1), (2, 0)])
+def test_eta_where_the_proposition_says_nothing(n, f):
+    assert theory.eta(n, f) == math.inf
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_plane(seed):
+    rows = probes.plane(seed, workers=20, byzantine=3)
+    points = np.array([[row["x"], row["y"]] for row in rows])
+    near = [row for row in rows if row["role"] == "at the barycentre"]
+    assert len(rows) == 20 and len(near) == 2
+    assert np.allclose(points.mean(0), [near[0]["x"], near[0]["y"]])
+    chosen = [row["role"] for row in rows if row["chosen_by_nearest_to_barycentre"]]
+    assert chosen == ["at the barycentre"]
+    assert [row["role"] for row in rows if row["chosen_by_krum"]] == ["honest"]
+
+
+@pytest.mark.parametrize("f", [0, 6, 8])
+def test_the_bound_holds_where_it_should_and_nowhere_else_is_one(f):
+    for noise in (0.01, 0.3):
+        for row in probes.resilience(0, workers=20, byzantine=f, dimension=50, noise=noise):
+            assert row["condition_holds"] == (eta_as_written(20, f) * noise < 1)
+            if row["condition_holds"]:
+                assert row["bound"] == pytest.approx(1 - eta_as_written(20, f) * noise)
+                assert row["inner_product"] > row["bound"]
+            else:
+                assert math.isnan(row["bound"])
+
+
+def test_the_attackers_are_those_of_an_omniscient_adversary():
+    """One attack at least beats Krum where nothing protects it: the probe can fail."""
+    rows = probes.resilience(0, workers=20, byzantine=8, dimension=1000, noise=4.0)
+    assert min(row["inner_product"] for row in rows) < 0.2
+    assert max(row["attacker_chosen"] for row in rows) > 0.9
+    assert {"gaussian", "worst-honest", "minus-1-mean"} <= {row["attack"] for row in rows}
+
+
+def test_honest_noise_has_the_length_that_is_asked_for():
+    rng = np.random.default_rng(0)
+    noise, d = 0.5, 400
+    honest = noise / math.sqrt(d) * rng.standard_normal((200, d))
+    assert np.sqrt((honest**2).sum(1).mean()) == pytest.approx(noise, rel=0.02)
+
+
+def test_steering():
+    (averaged,) = probes.steering(0, dimension=200, aggregator="average")
+    (chosen,) = probes.steering(0, dimension=200, aggregator="krum")
+    assert averaged["distance"] < 1e-5 < 0.5 < chosen["distance"]
+
+
+def test_timing():
+    (row,) = probes.timing(0, workers=10, dimension=100)
+    assert row["seconds"] > 0
+
+
+@pytest.mark.parametrize("name", [name for name in probes.PROBES if name not in probes.ALONE])
+def test_a_seed_gives_the_same_rows_every_time(name):
+    first, again, other = (probes.PROBES[name](seed) for seed in (1, 1, 2))
+    assert repr(first) == repr(again) != repr(other)
+    assert all(set(row) == set(first[0]) for row in first)
+
+
+GOOD = {"name": "resilience", "byzantine": 6}
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"name": "resilence"}, "unknown probe 'resilence'; did you mean 'resilience'?"),
+        ({"name": ...}, "name is missing"),
+        ({"byzantin": 3}, "unknown option 'byzantin'; did you mean 'byzantine'?"),
+        ({"byzantine": 9}, "2f + 2 < n: found n = 20, f = 9; use at least 21 workers"),
+        ({"byzantine": -1}, "found -1; give a positive integer"),
+        ({"noise": "loud"}, "found 'loud'; give a positive number"),
+        ({"noise": float("nan")}, "found nan"),
+        ({"noise": []}, "found an empty list"),
+        ({"seeds": 0}, "seeds: found 0; give a positive integer"),
+        ({"name": "steering", "byzantine": ..., "aggregator": "krun"}, "did you mean 'krum'?"),
+        ({"name": "steering", "byzantine": ..., "aggregator": 3}, "found 3; give a text"),
+    ],
+)
+def test_bad_probes(changes, words, tmp_path):
+    import shutil
+
+    import yaml
+
+    for file in ("defaults.yaml", "schema.yaml"):
+        shutil.copy(experiment.EXPERIMENTS / file, tmp_path)
+    block = {key: value for key, value in {**GOOD, **changes}.items() if value is not ...}
+    document = {"title": "t", "claim": "c", "figure": {"kind": "resilience"}, "probes": [block]}
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(document))
+    with pytest.raises(InputError) as caught:
+        experiment.load(tmp_path / "mine.yaml")
+    assert words in str(caught.value) and "probes[0]" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_probes_survive_their_text():
+    for spec in experiment.load_all().values():
+        for probe in spec.probes:
+            assert experiment.Probe.from_json(probe.to_json()) == probe
