@@ -1,15 +1,27 @@
-# `make`: every figure. `make test`: every check. Needs Python 3.11 or later and nothing else.
+# `make`: every figure, the scorecard, report.html. `make test`: every check. Needs Python 3.11 or later, nothing else.
 PYTHON ?= python3
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 READY := .venv/ready
 
-.PHONY: all test smoke check bench clean
+.PHONY: all test smoke check bench gallery notebook clean
 all: $(READY)
 	@snakemake
+	@snakemake --report report.html --quiet all
+	@echo "Report: report.html"
 
 smoke: $(READY)
 	@snakemake --configfile profiles/smoke.yaml
+	@snakemake --configfile profiles/smoke.yaml --report figures/smoke/report.html --quiet all
+
+# docs/ and the README's scorecard, from a full run
+gallery: all
+	@python -m krum gallery
+	@python -m krum fidelity
+
+notebook: $(READY)
+	@$(BIN)/python -m pip install --disable-pip-version-check --quiet jupyterlab==4.6.6
+	@jupyter lab notebooks/inspect.ipynb
 
 test: $(READY) check smoke data
 	@$(BIN)/python -m pytest -n auto
@@ -25,7 +37,9 @@ bench: $(READY)
 	@python benchmarks/simulation.py
 
 clean:
-	rm -rf results/*.parquet results/curves results/smoke figures/*.png figures/*.pdf figures/smoke logs .snakemake
+	rm -rf results/*.parquet results/*.json results/curves results/probes results/smoke
+	rm -rf figures/*.png figures/*.pdf figures/*.html figures/scorecard.md figures/smoke
+	rm -rf logs .snakemake report.html data/prepared
 
 $(READY): requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: found Python %d.%d; give 3.11 or later, as in make PYTHON=python3.12" % sys.version_info[:2] or 0)'

@@ -121,6 +121,15 @@ def fidelity(arguments: argparse.Namespace) -> None:
         temporary.write_text(report.fidelity(experiment.load_all()), encoding="utf-8")
 
 
+def gallery(arguments: argparse.Namespace) -> None:
+    """Write docs/ and the README's scorecard from a full run."""
+    from krum import report
+
+    rows, _ = store.read(arguments.results / "claims.parquet")
+    texts = json.loads((arguments.results / "captions.json").read_text(encoding="utf-8"))
+    report.gallery(experiment.load_all(), rows, texts, arguments.figures, experiment.EXPERIMENTS.parent)
+
+
 def figure(arguments: argparse.Namespace) -> None:
     """Draw an experiment's figure, from its results alone."""
     from krum import plots
@@ -180,6 +189,9 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--output", type=Path, required=True, help="the path without .html or .md")
     one = command(fidelity)
     one.add_argument("--output", type=Path, default=Path("docs/fidelity.md"), help="default docs/fidelity.md")
+    one = command(gallery)
+    one.add_argument("--results", type=Path, default=Path("results"), help="default results")
+    one.add_argument("--figures", type=Path, default=Path("figures"), help="default figures")
     one = command(figure)
     one.add_argument("results", type=Path, help="results/<name>.parquet")
     one.add_argument("--output", type=Path, required=True, help="the figure's path without .png or .pdf")

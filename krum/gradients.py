@@ -149,15 +149,19 @@ def worker_gradients(
     labels: Tensor,
     workers: int,
     branch: Branch | None = None,
+    shares: Tensor | None = None,
 ) -> WorkerGradients:
     """Forward and backward pass of the mean cross-entropy of each worker's mini-batch.
 
-    `samples [R, workers * b, features]` and `labels [R, workers * b]`, worker by worker.
+    `samples [R, workers * b, features]` and `labels [R, workers * b]`, worker by worker; `shares`, alike, are factors of
+    the samples' losses.
     """
     inputs, activations, logits = model.forward(parameters, samples)
     at_logits = logits.softmax(-1)
     labels = labels[..., None]
     at_logits.scatter_add_(-1, labels, at_logits.new_full((), -1).expand(labels.shape))
+    if shares is not None:
+        at_logits *= shares[..., None]
     deltas = model.backward(parameters, activations, at_logits)
     return WorkerGradients(inputs, deltas, workers, samples.shape[1] // workers, branch)
 

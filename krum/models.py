@@ -99,7 +99,7 @@ class MLP:
     def backward(self, parameters: "Parameters", activations: list["Tensor"], at_logits: "Tensor") -> list["Tensor"]:
         deltas = [at_logits]
         for (weight, _), activation in zip(parameters[:0:-1], activations[:0:-1], strict=True):
-            deltas.append(deltas[-1].bmm(weight.mT).mul_(activation.sign()))
+            deltas.append(_through_relu(deltas[-1].bmm(weight.mT), activation))
         return deltas[::-1]
 
 
@@ -142,10 +142,10 @@ class ConvNet:
     def backward(self, parameters: "Parameters", activations: list["Tensor"], at_logits: "Tensor") -> list["Tensor"]:
         replicas, count, _ = at_logits.shape
         at_input = at_logits.bmm(parameters[-1][0].mT).view_as(activations[-1])
-        deltas = [at_logits, at_input.mul_(activations[-1].sign())]
+        deltas = [at_logits, _through_relu(at_input, activations[-1])]
         for layer in range(len(self.channels) - 2, 0, -1):
             at_input = self._fold(deltas[-1].bmm(parameters[layer][0].mT), layer, replicas, count)
-            deltas.append(at_input.mul_(activations[layer].sign()))
+            deltas.append(_through_relu(at_input, activations[layer]))
         return deltas[::-1]
 
     def _unfold(self, maps: "Tensor", depth: int) -> "Tensor":
@@ -165,3 +165,10 @@ class ConvNet:
             part = maps[:, :, down : down + reach : self.stride, across : across + reach : self.stride]
             part += windows[:, :, :, :, down, across]
         return maps.view(replicas, count * before**2, depth)
+
+
+def _through_relu(delta: "Tensor", activation: "Tensor") -> "Tensor":
+    """delta where the activation is positive, 0 elsewhere, in place and in one pass."""
+    import torch
+
+    return torch.ops.aten.threshold_backward.grad_input(delta, activation, 0, grad_input=delta)

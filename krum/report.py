@@ -3,9 +3,11 @@
 import html
 import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from krum import store
+from krum.errors import InputError
 from krum.experiment import Cell, Experiment, Probe
 
 if TYPE_CHECKING:
@@ -91,6 +93,16 @@ def markdown(scorecard: "pd.DataFrame") -> str:
     return "\n".join(lines) + "\n"
 
 
+def short_markdown(scorecard: "pd.DataFrame") -> str:
+    """The tally, and the claims of the paper and its supplement as a narrow table."""
+    lines = [tally(scorecard) + " The paper's and its supplement's:", "", "| | claim | measured | verdict |"]
+    lines.append("|---|---|---|---|")
+    for row in scorecard[scorecard["source"].isin(("paper", "supplement"))].itertuples():
+        verdict = f"{MARKS[row.verdict]} {row.verdict}"
+        lines.append(f"| {row.experiment} | {row.sentence} | {interval(row)} | {verdict} |")
+    return "\n".join(lines) + "\n"
+
+
 def page(scorecard: "pd.DataFrame") -> str:
     """The scorecard as an HTML page of its own."""
     rows = []
@@ -127,6 +139,44 @@ undecided otherwise. Intervals: 95 %, percentile bootstrap over seeds, each with
 {chr(10).join(rows)}
 </tbody></table></body></html>
 """
+
+
+BEGIN, END = "<!-- scorecard: `make gallery` writes this -->", "<!-- end of the scorecard -->"
+GALLERY_WIDTH = 1600  # pixels
+
+
+def gallery(
+    experiments: Mapping[str, Experiment], scorecard: "pd.DataFrame", texts: Mapping[str, str], figures: Path, root: Path
+) -> None:
+    """Write docs/: every figure, gallery.md, scorecard.md; and the scorecard's part of README.md. From a full run."""
+    from PIL import Image
+
+    pages = ["# Gallery", "", "Every figure of a full run, written by `make gallery`. Verdicts: [scorecard](scorecard.md)."]
+    (root / "docs" / "figures").mkdir(parents=True, exist_ok=True)
+    for name, spec in experiments.items():
+        source = figures / f"{name}.png"
+        if not source.exists():
+            raise InputError(f"{source}: not found; build every figure with `make` first")
+        picture = Image.open(source).convert("RGB")
+        picture.thumbnail((GALLERY_WIDTH, 4 * GALLERY_WIDTH), Image.Resampling.LANCZOS)
+        with store.replacing(root / "docs" / "figures" / f"{name}.png") as temporary:
+            picture.quantize(128).save(temporary, optimize=True)
+        bullets = [line for line in texts.get(name, "").splitlines() if line.startswith("- ")]
+        pages += ["", f"## {spec.title}", "", f"![{name}](figures/{name}.png)", "", " ".join(spec.claim.split()), ""]
+        pages += bullets
+    readme = root / "README.md"
+    before, begin, rest = readme.read_text(encoding="utf-8").partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise InputError(f"{readme}: the lines {BEGIN!r} and {END!r} are not there; put them where the scorecard goes")
+    written = {
+        root / "docs" / "gallery.md": "\n".join(pages) + "\n",
+        root / "docs" / "scorecard.md": "# Scorecard\n\n" + markdown(scorecard),
+        readme: f"{before}{BEGIN}\n{short_markdown(scorecard)}{END}{after}",
+    }
+    for path, text in written.items():
+        with store.replacing(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
 
 
 def _where(row: Any) -> str:

@@ -30,7 +30,7 @@ from krum.registry import lookup
 os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
 
 ROUNDS_DRAWN_AT_ONCE = 50
-SAMPLES_AT_ONCE = 2048  # of a whole data set, for a gradient or an evaluation
+SAMPLES_AT_ONCE = 512  # of a whole data set, for a gradient or an evaluation
 CERTAIN = 1e-4  # relative distance between scores that no rounding bridges
 WRONG_MODEL_ROUNDS, WRONG_MODEL_BATCH, WRONG_MODEL_RATE = 300, 50, 0.1  # how the model that an attack steers to is trained
 
@@ -238,8 +238,11 @@ class Simulation:
         m = self.rule.chosen(n, f, options)
         ranked = scores[1].sort(dim=-1, stable=True)
         choice = torch.zeros_like(scores[1]).scatter_(-1, ranked.indices[:, :m], 1.0)
-        others = scores[0].masked_fill(choice > 0, torch.inf).amin(-1)
-        certain = ranked.values[:, m - 1] * (1 + CERTAIN) < others
+        others = scores[0].masked_fill(choice > 0, torch.inf)
+        reached = ranked.values[:, m - 1] * (1 + CERTAIN)
+        # Honest scores that do not count the Byzantine vector are the true ones, to the last bit.
+        settled = (scores[0][:, :h] == scores[1][:, :h]).all(-1)
+        certain = (reached < others[:, h:].amin(-1)) & (settled | (reached < others[:, :h].amin(-1)))
         certain &= honest.isfinite().all(-1).all(-1) & (choice[:, h:] == 0).all(-1)
         return certain, choice / m
 
@@ -420,12 +423,10 @@ class Simulation:
         own = [(weight[replicas], bias[replicas]) for weight, bias in self.parameters]
         totals = [(torch.zeros_like(weight), torch.zeros_like(bias)) for weight, bias in own]
         for x, labels, shares in self._training_samples(replicas, samples):
-            count = x.shape[1]
-            each = worker_gradients(self.model, own, x, labels, workers=count)
+            each = worker_gradients(self.model, own, x, labels, workers=x.shape[1], shares=shares)
             if squares is not None:
-                squares += (each.squared_norms * shares).sum(-1)
+                squares += (each.squared_norms / shares.where(shares > 0, 1)).sum(-1)
             for (weight, bias), inputs, deltas in zip(totals, each.inputs, each.deltas, strict=True):
-                deltas = deltas * shares.repeat_interleave(deltas.shape[1] // count, 1)[..., None]
                 weight.baddbmm_(inputs.mT, deltas)
                 bias += deltas.sum(1)
         return torch.cat([part.flatten(1) for pair in totals for part in pair], 1)

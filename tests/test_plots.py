@@ -1,47 +1,42 @@
 """What the figures show: panels in the paper's order, fixed styles, and captions that say what was measured."""
 
-import json
 import shutil
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from krum import experiment, plots
+from krum import experiment, plots, probes, store
 from krum.aggregators import AGGREGATORS
 
 
 def rows_of(spec, seeds=3):
+    """Rows as the workflow would write them: real ones of the probes, drawn numbers for the training runs."""
     rng = np.random.default_rng(0)
     rows = []
     for cell in spec.cells:
         for seed in range(seeds):
-            for round_ in range(0, 101, 10):
+            for round_ in (*range(0, 100, 20), cell.rounds):
                 rows.append(
                     {
-                        "dataset": cell.dataset,
-                        "model": cell.model_label,
-                        "aggregator": cell.aggregator,
-                        "aggregator_options": json.dumps(dict(cell.aggregator_options)),
-                        "attack": cell.attack,
-                        "attack_options": json.dumps(dict(cell.attack_options)),
-                        "workers": cell.workers,
-                        "byzantine": cell.byzantine,
-                        "byzantine_fraction": cell.byzantine_fraction,
-                        "declared_f": cell.declared_f,
-                        "batch_size": cell.batch_size,
-                        "learning_rate": cell.learning_rate,
+                        **store.constants(cell),
                         "seed": seed,
                         "round": round_,
                         "test_error": rng.uniform(),
+                        "byzantine_weight": rng.uniform() if round_ else np.nan,
+                        "differs": rng.uniform() if round_ else np.nan,
+                        "gradient_norm": rng.uniform(),
+                        "gradient_noise": rng.uniform(),
                         "diverged": cell.aggregator == "average" and cell.byzantine > 0 and seed == 0,
-                        "rounds": cell.rounds,
-                        "seeds": cell.seeds,
-                        "folds": cell.folds,
-                        "cell": cell.slug,
                         "outside_guarantee": cell.aggregator == "krum" and cell.byzantine > 0,
                     }
                 )
+    for probe in spec.probes:
+        options = {name: 100 if name == "dimension" and value > 1000 else value for name, value in probe.options}
+        for seed in range(2):
+            for row in probes.PROBES[probe.name](seed, **options):
+                asked = {name: value for name, value in probe.options if name in row}
+                rows.append({"measurement": probe.name, "seed": seed, **row, **asked})
     return pd.DataFrame(rows)
 
 
@@ -71,9 +66,10 @@ def test_figure4_panels():
 
 def test_figure6_sets_averaging_without_attack_beside_the_attacked():
     figure = draw("figure6")
-    assert labels(figure.axes[1])[0] == "average, 0 % Byzantine"
-    calm, attacked = figure.axes[0].lines[0], figure.axes[1].lines[0]
-    assert np.array_equal(calm.get_ydata(), attacked.get_ydata())
+    assert labels(figure.axes[1])[-1] == "average, 0 % Byzantine"
+    calm, reference = figure.axes[0].lines[0], figure.axes[1].lines[-1]
+    assert np.array_equal(calm.get_ydata(), reference.get_ydata())
+    assert reference.get_zorder() > figure.axes[1].lines[0].get_zorder(), "on top of what it is compared with"
 
 
 def test_an_aggregator_looks_the_same_everywhere():
@@ -84,6 +80,12 @@ def test_an_aggregator_looks_the_same_everywhere():
                 aggregator = line.get_label().split(",")[0].split(" (")[0]
                 assert seen.setdefault(aggregator, line.get_color()) == line.get_color()
     assert len(set(seen.values())) == len(seen) == 3
+
+
+def test_what_an_experiment_names_has_a_colour_of_its_own():
+    named = {cell.aggregator for spec in experiment.load_all().values() for cell in spec.cells}
+    assert named <= set(plots.STYLES)
+    assert len({colour for colour, _ in plots.STYLES.values()}) == len(plots.STYLES)
 
 
 def test_every_aggregator_has_a_style_of_its_own():
@@ -121,7 +123,49 @@ def test_whatever_is_swept_gives_curves_with_labels_of_their_own(swept, tmp_path
     assert len(set(labels(axes))) == len(labels(axes)) == len(spec.cells) > 1
 
 
-@pytest.mark.parametrize("name", ["figure4", "figure6"])
+EXPERIMENTS = list(experiment.load_all())
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_figure_is_whole(name):
+    """Every panel has a title, labelled axes and a legend without repetitions, and the figure says what ran."""
+    spec = experiment.load_all()[name]
+    figure = draw(name)
+    assert figure.get_suptitle() == spec.title
+    caption = " ".join(figure.get_supxlabel().split())
+    assert "seeds" in caption and "95 % bootstrap" in caption
+    assert " ".join(spec.figure.get("note", "").split()) in caption
+    panels = [axes for axes in figure.axes if axes.get_visible()]
+    for axes in panels:
+        assert axes.get_title() and axes.get_xlabel() and axes.get_ylabel()
+        if axes.get_legend() is not None:
+            assert len(set(labels(axes))) == len(labels(axes)) > 0
+    assert any(axes.get_legend() is not None for axes in panels)
+    names = " ".join(text for axes in panels if axes.get_legend() for text in labels(axes))
+    assert all(cell.aggregator in names or name == "figure3" for cell in spec.cells)
+
+
+def test_figure5_says_where_it_lies_outside_the_theorem():
+    names = labels(draw("figure5").axes[0])
+    assert any("n = 20" in label and "outside 2f + 2 < n" in label for label in names)
+    assert any("n = 40" in label and "outside" not in label for label in names)
+
+
+def test_a_wide_sweep_goes_on_below(tmp_path):
+    for name in ("defaults.yaml", "schema.yaml"):
+        shutil.copy(experiment.EXPERIMENTS / name, tmp_path)
+    path = tmp_path / "wide.yaml"
+    path.write_text(
+        "title: t\nclaim: c\nfigure: {kind: curves, columns: batch_size}\ngrid:\n"
+        "  - {dataset: spambase, aggregator: krum, batch_size: [1, 2, 3, 4, 5, 6, 7]}\n"
+    )
+    spec = experiment.load(path)
+    figure = plots.draw(rows_of(spec), {"title": spec.title, "figure": spec.figure})
+    assert len([axes for axes in figure.axes if axes.get_visible()]) == 7
+    assert figure.get_figwidth() < 30
+
+
+@pytest.mark.parametrize("name", ["figure2", "figure3", "figure4", "figure6"])
 def test_files_are_the_same_every_time(name, tmp_path):
     first = [path.read_bytes() for path in plots.save(draw(name), tmp_path / "a")]
     second = [path.read_bytes() for path in plots.save(draw(name), tmp_path / "b")]

@@ -1,0 +1,127 @@
+"""Captions, docs/fidelity.md, the gallery and the notebook: made from the experiments and results, and up to date."""
+
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from krum import claims, experiment, report
+from krum.errors import InputError
+
+ROOT = Path(__file__).resolve().parent.parent
+SPECS = experiment.load_all()
+
+
+def test_fidelity_is_up_to_date():
+    assert (ROOT / "docs" / "fidelity.md").read_text(encoding="utf-8") == report.fidelity(SPECS), (
+        "write it anew: python -m krum fidelity"
+    )
+
+
+def test_fidelity_has_every_parameter_of_every_experiment_with_its_mark():
+    for spec in SPECS.values():
+        for parameter in report.PARAMETERS:
+            if spec.cells:
+                assert re.match(r"\*\*(paper|supplement|ours)\*\*", report.mark(spec, parameter)), (spec.name, parameter)
+        for name in {probe.name for probe in spec.probes}:
+            assert report.mark(spec, name), (spec.name, name)
+
+
+def test_a_choice_of_ours_that_differs_from_the_defaults_has_its_own_mark():
+    """Whoever changes a parameter in an experiment says so there."""
+    defaults = SPECS["figure4"].cells[0]
+    for spec in SPECS.values():
+        own = experiment._read(experiment.EXPERIMENTS / f"{spec.name}.yaml")[0].get("fidelity", {})
+        for parameter in ("workers", "batch_size", "learning_rate", "rounds", "evaluate_every", "folds", "seeds"):
+            if any(getattr(cell, parameter) != getattr(defaults, parameter) for cell in spec.cells):
+                assert parameter in own, (spec.name, parameter)
+
+
+@pytest.mark.parametrize(
+    "value, text",
+    [(0.123456, "0.123"), (12.0, "12"), (1e-7, "1e-07"), (123456.0, "1.23e+05"), (0.0, "0"), (float("nan"), "-")],
+)
+def test_numbers(value, text):
+    assert report.number(value) == text
+
+
+SMOKE = ROOT / "results" / "smoke"
+needs_smoke = pytest.mark.skipif(not (SMOKE / "claims.parquet").exists(), reason="`make smoke` has not run")
+
+
+@needs_smoke
+def test_captions_state_setting_seeds_and_verdicts():
+    captions = json.loads((SMOKE / "captions.json").read_text(encoding="utf-8"))
+    assert set(captions) == set(SPECS)
+    for name, caption in captions.items():
+        assert SPECS[name].title in caption
+        assert "seeds" in caption
+        assert re.search(r"\*\*(holds|fails|undecided)\*\*", caption), name
+        if SPECS[name].cells:
+            assert "20" in caption and "workers" in caption
+
+
+@needs_smoke
+def test_notebook_is_stripped_and_runs_on_the_smoke_results():
+    import nbformat
+    from nbclient import NotebookClient
+
+    notebook = nbformat.read(ROOT / "notebooks" / "inspect.ipynb", as_version=4)
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            assert cell.outputs == [] and cell.execution_count is None, "strip the outputs before committing"
+    before = os.environ.get("KRUM_RESULTS")
+    os.environ["KRUM_RESULTS"] = str(SMOKE)
+    try:
+        NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(ROOT / "notebooks")}}).execute()
+    finally:
+        os.environ.pop("KRUM_RESULTS") if before is None else os.environ.update(KRUM_RESULTS=before)
+    outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
+    assert sum("image/png" in output.get("data", {}) for output in outputs) == 2
+    assert any("claims:" in str(output.get("data", {}).get("text/markdown")) for output in outputs)
+
+
+@needs_smoke
+def test_the_report_is_one_file_that_needs_no_network():
+    """Snakemake's report of the smoke run: every figure with its caption, the scorecard first."""
+    page = (ROOT / "figures" / "smoke" / "report.html").read_text(encoding="utf-8")
+    assert not re.findall(r"<(?:script|link|img)[^>]*(?:src|href)=\"https?:", page)
+    for name in SPECS:
+        assert f"figures/smoke/{name}.png" in page
+    assert page.index("1. Scorecard") < page.index("2. The paper")
+    assert "scorecard.html" in page and "bootstrap" in page
+
+
+def test_the_gallery_shows_every_figure():
+    """docs/gallery.md and its pictures, which `make gallery` writes after a full run."""
+    text = (ROOT / "docs" / "gallery.md").read_text(encoding="utf-8")
+    for name, spec in SPECS.items():
+        assert spec.title in text
+        assert (ROOT / "docs" / "figures" / f"{name}.png").stat().st_size > 10_000
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert "claims:" in readme and "docs/gallery.md" in readme
+
+
+def test_gallery_writes_pictures_page_and_scorecard(tmp_path):
+    """The command that a full run is followed by, on what is in docs/ now."""
+    for folder in ("docs", "figures"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "README.md").write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
+    for name in SPECS:
+        shutil.copy(ROOT / "docs" / "figures" / f"{name}.png", tmp_path / "figures" / f"{name}.png")
+    scorecard = pd.DataFrame([{column: "x" for column in claims.COLUMNS}])
+    scorecard = scorecard.assign(value=1.0, low=0.5, high=1.5, verdict="holds", source="paper", where="")
+    report.gallery(SPECS, scorecard, {"figure4": "no\n- yes\n"}, tmp_path / "figures", tmp_path)
+    text = (tmp_path / "README.md").read_text()
+    assert text.startswith("before\n") and text.endswith("after\n") and "1 claims: 1 hold" in text and "old" not in text
+    gallery = (tmp_path / "docs" / "gallery.md").read_text()
+    assert all(f"(figures/{name}.png)" in gallery for name in SPECS) and "- yes" in gallery and "\nno" not in gallery
+    (tmp_path / "README.md").write_text("no marks")
+    with pytest.raises(InputError, match="the lines .* are not there"):
+        report.gallery(SPECS, scorecard, {}, tmp_path / "figures", tmp_path)
+    with pytest.raises(InputError, match="build every figure with `make` first"):
+        report.gallery(SPECS, scorecard, {}, tmp_path / "none", tmp_path)
