@@ -144,8 +144,8 @@ def figure(arguments: argparse.Namespace) -> None:
 def cells(arguments: argparse.Namespace) -> None:
     """Check an experiment and print its training runs and probes, one JSON text a line."""
     spec = experiment.load(arguments.experiment)
-    for one in (*spec.cells, *spec.probes):
-        print(one.to_json())
+    for text in [cell.to_json() for cell in spec.cells] + [probe.to_json() for probe in spec.probes]:
+        print(text)
 
 
 def _progress(cell: experiment.Cell):

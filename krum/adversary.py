@@ -103,20 +103,19 @@ class Linear(ByzantineVectors):
 
     def inner_products(self) -> tuple[Tensor, Tensor]:
         gradients, f = self.adversary.gradients, self.adversary.byzantine
-        with_honest = among = 0.0
-        if self.coefficients is not None:
-            coefficients = _for_all(self.coefficients.double(), f, 1)
-            with_honest = self.adversary.honest_gram @ coefficients.mT
-            among = coefficients @ with_honest
+        gram = self.adversary.honest_gram
+        with_honest = gram.new_zeros((self.adversary.replicas, self.adversary.honest, f))
+        among = gram.new_zeros((self.adversary.replicas, f, f))
         if self.explicit is not None:
-            explicit_with_honest = _for_all(gradients.inner_products(self.explicit), f, 2)
+            with_honest = with_honest + _for_all(gradients.inner_products(self.explicit), f, 2)
             explicit = self.explicit.bmm(self.explicit.mT).double()
             among = among + _for_all(_for_all(explicit, f, 1), f, 2)
-            with_honest = with_honest + explicit_with_honest
-            if self.coefficients is not None:
-                mixed = coefficients @ explicit_with_honest
-                among = among + mixed + mixed.mT
-        assert isinstance(with_honest, Tensor) and isinstance(among, Tensor)
+        if self.coefficients is not None:
+            coefficients = _for_all(self.coefficients.double(), f, 1)
+            mixed = coefficients @ with_honest
+            of_combinations = gram @ coefficients.mT
+            among = among + mixed + mixed.mT + coefficients @ of_combinations
+            with_honest = with_honest + of_combinations
         return with_honest, among
 
     def weighted(self, weights: Tensor) -> tuple[Tensor | None, Tensor | None]:

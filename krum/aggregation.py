@@ -88,12 +88,13 @@ def weights(gram: Array, aggregator: str = "krum", f: int | None = None, **optio
         raise InputError(f"{rule.name} needs the vectors' coordinates and has no weights; call krum.aggregate")
     context, options = rule.split(options)
     rule.check(tensor.shape[-1], f, options)
+    f = 0 if f is None else f
     scale = tensor.diagonal(dim1=-2, dim2=-1).abs().nan_to_num(0.0, 0.0, 0.0).amax() if tensor.numel() else 0
     if bool(((tensor - tensor.mT).abs() > 0.01 * scale).any()):
         raise InputError("gram: found a matrix that is not symmetric; give the inner products of n vectors")
     squared = distances.from_gram(tensor)
     infinite = ~squared.diagonal(dim1=-2, dim2=-1).isfinite()
-    _refuse_too_many(infinite, 0 if f is None else f)
+    _refuse_too_many(infinite, f)
     if bool((squared.isinf() & ~infinite[..., :, None] & ~infinite[..., None, :]).any()):
         raise InputError("gram: found NaN or infinity between vectors of finite length; give their inner products")
     result = rule(squared, f, **context, **options).to(tensor.dtype)

@@ -88,7 +88,7 @@ class Aggregator:
         context = {name: options[name] for name in needs}
         if "round" in context and (not isinstance(context["round"], Integral) or context["round"] < 1):
             raise InputError(f"{self.name}: round = {context['round']!r}; give an integer from 1")
-        if "coin" in context and not (isinstance(context["coin"], Real) and 0 <= context["coin"] < 1):
+        if "coin" in context and not (isinstance(context["coin"], Real) and 0 <= float(context["coin"]) < 1):
             raise InputError(f"{self.name}: coin = {context['coin']!r}; give a number from 0 up to 1")
         return context, {name: value for name, value in options.items() if name not in context}
 

@@ -51,9 +51,7 @@ def gaussian(adversary: "Adversary", *, standard_deviation: float = 200.0) -> "B
 
 
 @attack
-def omniscient(
-    adversary: "Adversary", *, length: float = 100.0, samples: int | None = None
-) -> "ByzantineVectors":
+def omniscient(adversary: "Adversary", *, length: float = 100.0, samples: int | None = None) -> "ByzantineVectors":
     """All send `-length g / ||g||`, with g the gradient over the whole training set (Blanchard et al., Figure 5).
 
     With `samples`, g is estimated in each round from that many training samples, drawn anew with replacement.

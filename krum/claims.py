@@ -168,9 +168,11 @@ def _range(test: Mapping[str, Any]) -> tuple[float, float]:
 
 def _evaluate(claim: Claim, rows: "pd.DataFrame") -> dict[str, Any]:
     rows = store.of_measurement(rows, claim.measurement)
-    groups = [()]
+    groups: list[tuple] = [()]
     if claim.by:
-        groups = list(dict.fromkeys(_selected(claim, rows, claim.of)[list(claim.by)].itertuples(index=False, name=None)))
+        groups = list(
+            dict.fromkeys(_selected(claim, rows, claim.of)[list(claim.by)].itertuples(index=False, name=None))
+        )
     found = []
     for group in groups:
         here = dict(zip(claim.by, group, strict=True))
@@ -182,7 +184,9 @@ def _evaluate(claim: Claim, rows: "pd.DataFrame") -> dict[str, Any]:
         from krum.statistics import band
 
         mean, low, high = (float(part[0]) for part in band(values.to_numpy()[:, None]))
-        found.append((verdict(low, high, claim.test), _margin(low, high, claim.test), mean, low, high, len(values), here))
+        found.append(
+            (verdict(low, high, claim.test), _margin(low, high, claim.test), mean, low, high, len(values), here)
+        )
     order = {"fails": 0, "undecided": 1, "holds": 2}
     worst = min(found, key=lambda one: (order[one[0]], one[1]))
     return {
@@ -228,7 +232,7 @@ def _per_seed(claim: Claim, rows: "pd.DataFrame", chosen: Mapping[str, Any]) -> 
     if claim.measurement == store.TRAINING:
         last = rows["round"].max()
         if claim.at in ("last", "first") or isinstance(claim.at, int):
-            at = {"last": last, "first": 0}.get(claim.at, claim.at)  # type: ignore[call-overload]
+            at = {"last": last, "first": 0}.get(str(claim.at), claim.at)
             rows = rows[rows["round"] == at]
             if not len(rows):
                 raise InputError(f"claims: {claim.name}: round {at} of {claim.experiment} was not recorded")
@@ -252,4 +256,6 @@ def _equal(found: Any, wanted: Any) -> bool:
 
 
 def _listed(chosen: Mapping[str, Any]) -> str:
-    return ", ".join(f"{key} {value:g}" if isinstance(value, float) else f"{key} {value}" for key, value in chosen.items())
+    return ", ".join(
+        f"{key} {value:g}" if isinstance(value, float) else f"{key} {value}" for key, value in chosen.items()
+    )

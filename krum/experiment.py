@@ -29,7 +29,17 @@ from krum.registry import check_options, lookup
 
 EXPERIMENTS = Path(__file__).resolve().parent.parent / "experiments"
 NOT_EXPERIMENTS = ("claims", "defaults", "schema")
-TAKEN = ("all", "claims", "curve", "data", "figure", "probe", "report", "results", "scorecard")  # the workflow's rules; an experiment is a target like them
+TAKEN = (
+    "all",
+    "claims",
+    "curve",
+    "data",
+    "figure",
+    "probe",
+    "report",
+    "results",
+    "scorecard",
+)  # the workflow's rules; an experiment is a target like them
 
 LARGEST = 1e30
 

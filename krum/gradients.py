@@ -30,6 +30,15 @@ FORMED_AT_ONCE = {"cpu": 2**21, "cuda": 2**28}
 
 
 @dataclass(frozen=True)
+class Part:
+    """A weighted sum of gradients in some replicas: per layer `scale x^T delta`; for the bias, delta's scaled sum."""
+
+    replicas: Tensor | None  # their indices, or None for all of them
+    scale: float
+    factors: list[tuple[Tensor, Tensor]]  # per layer x [r, s, in] and delta [r, s, out]
+
+
+@dataclass(frozen=True)
 class WorkerGradients:
     """The mini-batch gradients of h workers in R replicas, in factors, worker by worker and sample by sample.
 
@@ -55,43 +64,45 @@ class WorkerGradients:
                 by_samples[rows] = by_samples[rows].add_(kernel) if rows in by_samples else kernel
             else:
                 at_once = max(1, FORMED_AT_ONCE[x.device.type] // (h * x.shape[-1] * delta.shape[-1]))
-                for part, some, of_some in zip(gram.split(at_once), x.split(at_once), delta.split(at_once), strict=True):
-                    weight, bias = self._formed(some, of_some)
-                    part += weight.bmm(weight.mT) + bias.bmm(bias.mT)
+                for part, some, of_some in zip(
+                    gram.split(at_once), x.split(at_once), delta.split(at_once), strict=True
+                ):
+                    weight, bias = self._sums(some, of_some)
+                    part += (weight.bmm(weight.mT) + bias.bmm(bias.mT)).double() / self.batch_size**2
         for rows, kernel in by_samples.items():
             gram += kernel.view(replicas, h, rows, h, rows).sum((2, 4)) / self.batch_size**2
         return gram
 
-    def weighted(self, weights: Tensor) -> list[tuple[Tensor | None, list[tuple[Tensor, Tensor]]]]:
+    def weighted(self, weights: Tensor) -> list["Part"]:
         """`sum_i w_i G_i` for `weights [R, h]`, in groups of replicas and as two factors per layer.
 
-        A group is the replicas' indices, or None for all of them, with `x [r, s, in]` and `delta [r, s, out]` per
-        layer: the sum is `x^T delta` for the layer's weight, and delta summed over its samples for the bias. Workers
-        without weight are not carried along: for Krum, all but one. Replicas with different numbers of weighted
+        Workers without weight are not carried along: for Krum, all but one. Replicas with different numbers of weighted
         workers form groups of their own, since the length of a sum decides its rounding.
         """
         counts = (weights != 0).sum(-1)
         distinct = counts.unique().tolist()
         if len(distinct) == 1:
-            return [(None, self._weighted(weights, distinct[0]))] if distinct[0] else []
+            return [self._weighted(None, weights, distinct[0])] if distinct[0] else []
         groups = [(count, (counts == count).nonzero().squeeze(-1)) for count in distinct if count]
-        return [(group, self.of_replicas(group)._weighted(weights[group], count)) for count, group in groups]
+        return [self.of_replicas(group)._weighted(group, weights[group], count) for count, group in groups]
 
-    def _weighted(self, weights: Tensor, used: int) -> list[tuple[Tensor, Tensor]]:
+    def _weighted(self, group: Tensor | None, weights: Tensor, used: int) -> "Part":
         replicas, h = weights.shape
-        per_worker = weights / self.batch_size
         if used < h:
             chosen = (weights != 0).byte().sort(dim=-1, descending=True, stable=True).indices[:, :used]
-            per_worker = per_worker.gather(1, chosen)
+            weights = weights.gather(1, chosen)
             replica = torch.arange(replicas, device=weights.device)[:, None]
+        common = weights[0, 0].item() if used == h and bool((weights == weights[0, 0]).all()) else None
         factors = []
         for x, delta in zip(self.inputs, self.deltas, strict=True):
             rows = x.shape[1] // h
             if used < h:
                 x = x.view(replicas, h, rows, -1)[replica, chosen].flatten(1, 2)
                 delta = delta.view(replicas, h, rows, -1)[replica, chosen].flatten(1, 2)
-            factors.append((x, delta * per_worker.repeat_interleave(rows, 1)[..., None]))
-        return factors
+            if common is None:
+                delta = delta * (weights / self.batch_size).repeat_interleave(rows, 1)[..., None]
+            factors.append((x, delta))
+        return Part(group, 1.0 if common is None else common / self.batch_size, factors)
 
     def inner_products(self, vectors: Tensor) -> Tensor:
         """`<G_i, E_k>` with flat `vectors [R, e, d]`: [R, h, e] float64."""
@@ -134,8 +145,13 @@ class WorkerGradients:
 
     def _formed(self, x: Tensor, delta: Tensor) -> tuple[Tensor, Tensor]:
         """One layer's gradients, flat: weights [R, h, in out] and biases [R, h, out]."""
+        weight, bias = self._sums(x, delta)
+        return weight / self.batch_size, bias / self.batch_size
+
+    def _sums(self, x: Tensor, delta: Tensor) -> tuple[Tensor, Tensor]:
+        """The same times the batch size."""
         replicas, h, rows = x.shape[0], self.workers, x.shape[1] // self.workers
-        x, delta = x.reshape(replicas * h, rows, -1), delta.reshape(replicas * h, rows, -1) / self.batch_size
+        x, delta = x.reshape(replicas * h, rows, -1), delta.reshape(replicas * h, rows, -1)
         return x.mT.bmm(delta).view(replicas, h, -1), delta.sum(1).view(replicas, h, -1)
 
     def _unflatten(self, vectors: Tensor) -> list[tuple[Tensor, Tensor]]:
@@ -153,8 +169,8 @@ def worker_gradients(
 ) -> WorkerGradients:
     """Forward and backward pass of the mean cross-entropy of each worker's mini-batch.
 
-    `samples [R, workers * b, features]` and `labels [R, workers * b]`, worker by worker; `shares`, alike, are factors of
-    the samples' losses.
+    `samples [R, workers * b, features]` and `labels [R, workers * b]`, worker by worker; `shares`, alike, are factors
+    of the samples' losses.
     """
     inputs, activations, logits = model.forward(parameters, samples)
     at_logits = logits.softmax(-1)

@@ -29,9 +29,7 @@ class Model(Protocol):
     layers: Sequence[tuple[int, int]]
     """Each layer's (in, out)."""
 
-    def forward(
-        self, parameters: "Parameters", samples: "Tensor"
-    ) -> tuple[list["Tensor"], list["Tensor"], "Tensor"]:
+    def forward(self, parameters: "Parameters", samples: "Tensor") -> tuple[list["Tensor"], list["Tensor"], "Tensor"]:
         """From samples `[R, S, features]`: every layer's input `[R, S P, in]`, activations, logits `[R, S, classes]`.
 
         P is 1 for a fully connected layer, and the number of positions for an unfolded convolution. The activations
@@ -58,7 +56,7 @@ def mlp(features: int, classes: int, *, hidden: Sequence[int]) -> "MLP":
 def convnet(
     features: int, classes: int, *, channels: Sequence[int] = (8, 16), kernel: int = 5, stride: int = 3
 ) -> "ConvNet":
-    """A small convolutional network for square grey images: strided convolutions with ReLU, then one logit per class."""
+    """A small convolutional network for square grey images: strided convolutions, ReLU, then one logit per class."""
     return ConvNet(features, classes, channels, kernel, stride)
 
 
@@ -87,9 +85,7 @@ class MLP:
     def __init__(self, sizes: Sequence[int]):
         self.layers = list(itertools.pairwise(sizes))
 
-    def forward(
-        self, parameters: "Parameters", samples: "Tensor"
-    ) -> tuple[list["Tensor"], list["Tensor"], "Tensor"]:
+    def forward(self, parameters: "Parameters", samples: "Tensor") -> tuple[list["Tensor"], list["Tensor"], "Tensor"]:
         inputs = [samples]
         for weight, bias in parameters[:-1]:
             inputs.append(bias[:, None].baddbmm(inputs[-1], weight).relu_())
@@ -106,8 +102,8 @@ class MLP:
 class ConvNet:
     """Strided convolutions without padding, ReLU after each, then a fully connected layer to the logits.
 
-    A map's memory is ordered `[R, S, height, width, channels]`. A convolution's input is unfolded: one row per position of its
-    window, whose columns are (row in the window, column in the window, channel).
+    A map's memory is ordered `[R, S, height, width, channels]`. A convolution's input is unfolded: one row per position
+    of its window, whose columns are (row in the window, column in the window, channel).
     """
 
     def __init__(self, features: int, classes: int, channels: Sequence[int], kernel: int, stride: int):
@@ -127,9 +123,7 @@ class ConvNet:
         self.layers = [(fan_in * kernel**2, fan_out) for fan_in, fan_out in itertools.pairwise(self.channels)]
         self.layers.append((self.channels[-1] * self.sides[-1] ** 2, classes))
 
-    def forward(
-        self, parameters: "Parameters", samples: "Tensor"
-    ) -> tuple[list["Tensor"], list["Tensor"], "Tensor"]:
+    def forward(self, parameters: "Parameters", samples: "Tensor") -> tuple[list["Tensor"], list["Tensor"], "Tensor"]:
         replicas, count, _ = samples.shape
         inputs, activations = [], [samples]
         for (weight, bias), side, depth in zip(parameters[:-1], self.sides, self.channels, strict=False):

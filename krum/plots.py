@@ -219,7 +219,9 @@ def resilience(rows: pd.DataFrame, experiment: Mapping[str, Any]) -> Figure:
             axes.fill_between(points.index, points["low"], points["high"], color=colour, alpha=0.2, linewidth=0)
             noise = np.geomspace(here["noise"].min(), 1 / theory.eta(workers, int(f)), 100)
             axes.plot(noise, 1 - theory.eta(workers, int(f)) * noise, color=colour, linestyle=":", linewidth=1.8)
-        axes.plot([], [], color="#444444", linestyle=":", linewidth=1.8, label=r"bound $1 - \sin\alpha$, where it exists")
+        axes.plot(
+            [], [], color="#444444", linestyle=":", linewidth=1.8, label=r"bound $1 - \sin\alpha$, where it exists"
+        )
         axes.axhline(0, color="#444444", linewidth=0.8)
         axes.set_xscale("log")
         axes.set_xlabel(r"noise $\sqrt{d}\,\sigma / \|g\|$ of an honest gradient")
@@ -353,7 +355,7 @@ def _curve(
     quantity: str = "test_error",
     width: float = 1.4,
 ) -> None:
-    """One cell against rounds. `dashed` is a reference, on top of what it is compared with; `styled` shows the attack."""
+    """One cell against rounds; `dashed`: a reference, drawn on top; `styled`: the line shows the attack."""
     colour, marker = style(cell["aggregator"].iloc[0])
     points = statistics.curve(cell, quantity)
     line = LINES.get(cell["attack"].iloc[0], ATTACKED) if styled else "-"
@@ -391,10 +393,10 @@ def _line(
     axes: Axes, points: pd.DataFrame, aggregator: str, label: str, line: Any, hollow: bool = False, every: int = 1
 ) -> None:
     colour, marker = style(aggregator)
-    fill = {"markerfacecolor": "white"} if hollow else {}
     axes.plot(
         points.index, points["mean"], color=colour, marker=marker, linestyle=line, markersize=5.5, linewidth=1.4,
-        markevery=every, label=label, **fill,
+        markevery=every, label=label,
+        markerfacecolor="white" if hollow else colour,
     )  # fmt: skip
     axes.fill_between(points.index, points["low"], points["high"], color=colour, alpha=0.18, linewidth=0)
 

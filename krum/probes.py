@@ -1,11 +1,12 @@
 """Measurements that are no training run: one decorated function each, from a seed to rows.
 
 A probe is called once per seed and returns rows, dictionaries of plain numbers and texts; seed and probe are added to
-them. It draws only from `numpy.random.default_rng([seed, ...])`, so that the same seed gives the same rows. Keyword-only
-parameters are its options, of one value each; an experiment's YAML may list several, and lists multiply. To add a
-probe, write one function here and decorate it.
+them. It draws only from `numpy.random.default_rng([seed, ...])`, so that a seed always gives the same rows.
+Keyword-only parameters are its options, of one value each; an experiment's YAML may list several, and lists multiply.
+To add a probe, write one function here and decorate it.
 """
 
+import inspect
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -37,9 +38,11 @@ def probe(function: Callable[..., list[Row]] | None = None, *, alone: bool = Fal
 
 def check(name: str, options: Mapping[str, Any]) -> None:
     """Refuse options that fit each other badly, before anything runs: InputError."""
-    workers, f = options.get("workers"), options.get("byzantine")
-    if "aggregator" in options:
-        lookup(AGGREGATORS, options["aggregator"], "aggregator")
+    defaults = {key: parameter.default for key, parameter in inspect.signature(PROBES[name]).parameters.items()}
+    chosen = {**defaults, **options}
+    workers, f = chosen.get("workers"), chosen.get("byzantine")
+    if "aggregator" in chosen:
+        lookup(AGGREGATORS, chosen["aggregator"], "aggregator")
     if workers is not None and f is not None and 2 * f + 2 >= workers:
         raise InputError(f"Krum needs 2f + 2 < n: found n = {workers}, f = {f}; use at least {2 * f + 3} workers")
 
@@ -76,27 +79,30 @@ def plane(seed: int, *, workers: int = 20, byzantine: int = 2, distance: float =
     ]
 
 
-RESILIENCE_TRIALS = 200  # per seed
+RESILIENCE_TRIALS = 200  # per seed and noise
+NOISES = (0.01, 0.02, 0.04, 0.06, 0.1, 0.15, 0.3, 0.6, 1.0, 2.0, 4.0)
 KAPPAS = (0.1, 0.3, 1.0, 3.0, 10.0)
 
 
 @probe
-def resilience(
-    seed: int, *, workers: int = 20, byzantine: int = 0, dimension: int = 100, noise: float = 0.1
-) -> list[Row]:
+def resilience(seed: int, *, workers: int = 20, byzantine: int = 0, dimension: int = 100) -> list[Row]:
     """Figure 3: the inner product of Krum's expectation with the true gradient g, under several attacks.
 
-    Honest estimates are `g + N(0, sigma^2 I)` with `||g|| = 1` and `sqrt(d) sigma = noise`. One row per attack, with
-    means over 200 trials: `inner_product` `<E Krum, g> / ||g||^2`, `cosine` of the angle between E Krum and g, and
-    `attacker_chosen`. `bound` is Proposition 1's 1 - sin alpha, where its condition `eta noise < 1` holds.
+    Honest estimates are `g + N(0, sigma^2 I)` with `||g|| = 1` and `sqrt(d) sigma = noise`, for each of NOISES. One row
+    per noise and attack, with means over 200 trials: `inner_product` `<E Krum, g> / ||g||^2`, `cosine` of the angle
+    between E Krum and g, and `attacker_chosen`. `bound` is Proposition 1's 1 - sin alpha, where its condition
+    `eta noise < 1` holds.
     """
+    rng = np.random.default_rng([seed, 3])
+    return [row for noise in NOISES for row in _resilience(rng, workers, byzantine, dimension, noise)]
+
+
+def _resilience(rng: np.random.Generator, workers: int, f: int, dimension: int, noise: float) -> list[Row]:
     import torch
 
     from krum import distances
 
-    rng = np.random.default_rng([seed, 3])
-    f, h = byzantine, workers - byzantine
-    sigma, trials = noise / math.sqrt(dimension), RESILIENCE_TRIALS
+    h, sigma, trials = workers - f, noise / math.sqrt(dimension), RESILIENCE_TRIALS
     honest = sigma * rng.standard_normal((trials, h, dimension))
     honest[..., 0] += 1  # g is the first unit vector
     sine = eta(workers, f) * noise
@@ -106,8 +112,7 @@ def resilience(
         centred = vectors - honest.mean(1, keepdims=True)
         squared = distances.from_gram(torch.from_numpy(centred @ centred.swapaxes(1, 2)))
         winners = AGGREGATORS["krum"](squared, f).argmax(-1).numpy()
-        chosen = vectors[np.arange(trials), winners]
-        expectation = chosen.mean(0)
+        expectation = vectors[np.arange(trials), winners].mean(0)
         rows.append(
             {
                 "workers": workers,

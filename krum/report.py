@@ -45,7 +45,9 @@ def setting(rows: "pd.DataFrame") -> str:
     return "\n".join([*parts, text + (" and 95 % bootstrap band" if count > 1 else "")])
 
 
-def captions(experiments: Mapping[str, Experiment], results: Mapping[str, "pd.DataFrame"], scorecard: "pd.DataFrame") -> dict[str, str]:
+def captions(
+    experiments: Mapping[str, Experiment], results: Mapping[str, "pd.DataFrame"], scorecard: "pd.DataFrame"
+) -> dict[str, str]:
     """A caption in reStructuredText per experiment: title, what is claimed, setting, seeds and verdicts."""
     texts = {}
     for name, rows in results.items():
@@ -87,9 +89,8 @@ def markdown(scorecard: "pd.DataFrame") -> str:
     lines = [tally(scorecard), "", "| | claim | measured | verdict |", "|---|---|---|---|"]
     for row in scorecard.itertuples():
         what = f"{row.quantity}: {interval(row)}; holds if {row.test}{_where(row)}"
-        lines.append(
-            f"| {row.experiment}, {SOURCES[row.source]} | {row.sentence} | {what} | {MARKS[row.verdict]} {row.verdict} |"
-        )
+        who = f"{row.experiment}, {SOURCES[row.source]}"
+        lines.append(f"| {who} | {row.sentence} | {what} | {MARKS[row.verdict]} {row.verdict} |")
     return "\n".join(lines) + "\n"
 
 
@@ -146,14 +147,23 @@ GALLERY_WIDTH = 1600  # pixels
 
 
 def gallery(
-    experiments: Mapping[str, Experiment], scorecard: "pd.DataFrame", texts: Mapping[str, str], figures: Path, root: Path
+    experiments: Mapping[str, Experiment],
+    scorecard: "pd.DataFrame",
+    texts: Mapping[str, str],
+    figures: Path,
+    root: Path,
 ) -> None:
     """Write docs/: every figure, gallery.md, scorecard.md; and the scorecard's part of README.md. From a full run."""
     from PIL import Image
 
-    pages = ["# Gallery", "", "Every figure of a full run, written by `make gallery`. Verdicts: [scorecard](scorecard.md)."]
+    pages = [
+        "# Gallery",
+        "",
+        "Every figure of a full run, written by `make gallery`. Verdicts: [scorecard](scorecard.md).",
+    ]
     (root / "docs" / "figures").mkdir(parents=True, exist_ok=True)
-    for name, spec in experiments.items():
+    for spec in in_order(experiments):
+        name = spec.name
         source = figures / f"{name}.png"
         if not source.exists():
             raise InputError(f"{source}: not found; build every figure with `make` first")
@@ -200,18 +210,44 @@ PARAMETERS = (
     "folds",
     "seeds",
 )
+GENERAL = (
+    "activation and loss",
+    "initial weights",
+    "mini-batches",
+    "features",
+    "who is Byzantine",
+    "m of Multi-Krum",
+    "ties",
+)
+
+
+def in_order(experiments: Mapping[str, Experiment]) -> list[Experiment]:
+    """The paper's experiments first, then the supplement's, then those beyond."""
+    parts = ("paper", "supplement", "beyond")
+    return sorted(experiments.values(), key=lambda spec: (parts.index(spec.part), spec.name))
 
 
 def fidelity(experiments: Mapping[str, Experiment]) -> str:
     """docs/fidelity.md: every parameter of every experiment, its values, and who says so."""
+    everywhere = next(iter(experiments.values())).fidelity
     lines = [
         "# Fidelity",
         "",
         "Every parameter of every experiment, and who says so: the **paper**, its **supplement**, or a choice of",
         "**ours**, with the reason. Written by `python -m krum fidelity` from the YAML files; a test keeps it so.",
+        *("", "## Everywhere", "", "| what | who says so |", "|---|---|"),
+        *(f"| {name} | {_marked(everywhere[name])} |" for name in GENERAL),
     ]
-    for spec in experiments.values():
-        lines += ["", f"## {spec.name}", "", f"{spec.title}.", "", "| parameter | values | who says so |", "|---|---|---|"]
+    for spec in in_order(experiments):
+        lines += [
+            "",
+            f"## {spec.name}",
+            "",
+            f"{spec.title}.",
+            "",
+            "| parameter | values | who says so |",
+            "|---|---|---|",
+        ]
         for parameter in PARAMETERS:
             found = _values(spec.cells, parameter)
             if found:
@@ -225,9 +261,12 @@ def fidelity(experiments: Mapping[str, Experiment]) -> str:
 
 def mark(spec: Experiment, parameter: str) -> str:
     """Who says so, and why; "" where nobody says."""
-    text = spec.fidelity.get("byzantine_fraction" if parameter == "byzantine" else parameter, "")
+    return _marked(spec.fidelity.get("byzantine_fraction" if parameter == "byzantine" else parameter, ""))
+
+
+def _marked(text: str) -> str:
     source, colon, reason = text.partition(":")
-    return f"**{source}**{colon}{reason}" if source else ""
+    return f"**{source}**{colon}{reason.replace('; ours:', '; **ours**:')}" if source else ""
 
 
 def _values(cells: Sequence[Cell], parameter: str) -> str:

@@ -8,6 +8,7 @@ workers, Byzantine ones last.
 import os
 import zlib
 from collections.abc import Callable, Iterable, Iterator
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -32,7 +33,11 @@ os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
 ROUNDS_DRAWN_AT_ONCE = 50
 SAMPLES_AT_ONCE = 512  # of a whole data set, for a gradient or an evaluation
 CERTAIN = 1e-4  # relative distance between scores that no rounding bridges
-WRONG_MODEL_ROUNDS, WRONG_MODEL_BATCH, WRONG_MODEL_RATE = 300, 50, 0.1  # how the model that an attack steers to is trained
+WRONG_MODEL_ROUNDS, WRONG_MODEL_BATCH, WRONG_MODEL_RATE = (
+    300,
+    50,
+    0.1,
+)  # how the model that an attack steers to is trained
 
 COLUMNS = (
     "seed",
@@ -206,8 +211,9 @@ class Simulation:
             if bool(certain.all()):
                 return choice.to(self.dtype)
             byzantine.form(~certain)
+            byzantine = byzantine.formed()
         if byzantine is not None:
-            with_honest, among = (byzantine if certain is None else byzantine.formed()).inner_products()
+            with_honest, among = byzantine.inner_products()
             gram[:, :h, h:], gram[:, h:, :h], gram[:, h:, h:] = with_honest, with_honest.mT, among
         geometry = distances.from_gram(gram)
         weights = self.rule(geometry, **self._context, **self.rule_options)
@@ -255,14 +261,15 @@ class Simulation:
         self, rate: float, gradients: WorkerGradients, weights: Tensor, parameters: Parameters | None = None
     ) -> None:
         parameters = self.parameters if parameters is None else parameters
-        for group, factors in gradients.weighted(weights):
-            for (weight, bias), (x, delta) in zip(parameters, factors, strict=True):
+        for part in gradients.weighted(weights):
+            step, group = rate * part.scale, part.replicas
+            for (weight, bias), (x, delta) in zip(parameters, part.factors, strict=True):
                 if group is None:
-                    weight.baddbmm_(x.mT, delta, alpha=-rate)
-                    bias.sub_(delta.sum(1), alpha=rate)
+                    weight.baddbmm_(x.mT, delta, alpha=-step)
+                    bias.sub_(delta.sum(1), alpha=step)
                 else:
-                    weight[group] = weight[group].baddbmm_(x.mT, delta, alpha=-rate)
-                    bias[group] = bias[group].sub_(delta.sum(1), alpha=rate)
+                    weight[group] = weight[group].baddbmm_(x.mT, delta, alpha=-step)
+                    bias[group] = bias[group].sub_(delta.sum(1), alpha=step)
 
     def _descend(self, rate: float, vector: Tensor) -> None:
         for (weight, bias), (of_weight, of_bias) in zip(
@@ -294,7 +301,7 @@ class Simulation:
         rounds = self.round - self._recorded_round  # 0 / 0 is NaN at the first round
         missing = [torch.nan] * self.replicas
         norm, noise = self._gradient_statistics() if self.cell.measure_gradient else (missing, missing)
-        result = {
+        result: dict[str, list] = {
             "seed": self.seeds,
             "round": [self.round] * self.replicas,
             "test_error": errors,
@@ -432,31 +439,43 @@ class Simulation:
         return torch.cat([part.flatten(1) for pair in totals for part in pair], 1)
 
     def _training_samples(self, replicas: Tensor, samples: int | None) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Samples [r, c, features], labels [r, c] and shares [r, c], block by block; a replica's shares sum to 1.
-
-        The whole data set passes by without being copied, and samples outside a replica's training fold have share 0.
-        """
-        chosen = replicas.tolist()
+        """Samples [r, c, features], labels [r, c] and shares [r, c], block by block; a replica's shares sum to 1."""
         if samples is not None:
-            index = np.stack(
-                [self._training[r][self._attack_generators[r].integers(len(self._training[r]), size=samples)] for r in chosen]
-            )
-            shares = self._features.new_full((len(chosen), samples), 1 / samples)
-            for some, part in zip(torch.from_numpy(index).split(SAMPLES_AT_ONCE, 1), shares.split(SAMPLES_AT_ONCE, 1), strict=True):
-                some = some.to(self.device)
-                yield self._standardised(self._features[some], replicas), self._labels[some], part
+            drawn = []
+            for replica in replicas.tolist():
+                training = self._training[replica]
+                drawn.append(training[self._attack_generators[replica].integers(len(training), size=samples)])
+            for index in torch.from_numpy(np.stack(drawn)).to(self.device).split(SAMPLES_AT_ONCE, 1):
+                x = self._standardised(self._features[index], replicas)
+                yield x, self._labels[index], x.new_full(index.shape, 1 / samples)
             return
-        shares = self._features.new_zeros((len(chosen), len(self._labels)))
-        for row, replica in zip(shares, chosen, strict=True):
-            row[torch.from_numpy(self._training[replica]).to(self.device)] = 1 / len(self._training[replica])
-        for x, labels, part in zip(
-            self._features.split(SAMPLES_AT_ONCE),
-            self._labels.split(SAMPLES_AT_ONCE),
-            shares.split(SAMPLES_AT_ONCE, 1),
-            strict=True,
-        ):
-            every = x.expand(len(chosen), -1, -1)
-            yield self._standardised(every, replicas), labels.expand(len(chosen), -1), part
+        x, labels, shares = self._folds
+        blocks = zip(*(part.split(SAMPLES_AT_ONCE, 1) for part in (x, labels, shares)), strict=True)
+        for some, of_some, share in blocks:
+            if len(replicas) < self.replicas:
+                some, of_some, share = some[replicas], of_some[replicas], share[replicas]
+            yield some, of_some, share
+
+    @cached_property
+    def _folds(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Every replica's whole training fold: samples [R, N, features], labels [R, N], shares [R, N].
+
+        Where a fold is standardised, it is a small copy. Otherwise the whole data set stands for it, without being
+        copied, and the samples outside the fold have share 0.
+        """
+        if self.dataset.standardise:
+            longest = max(len(training) for training in self._training)
+            padded = np.stack([np.pad(training, (0, longest - len(training))) for training in self._training])
+            index = torch.from_numpy(padded).to(self.device)
+            x = self._standardised(self._features[index], torch.arange(self.replicas, device=self.device))
+            labels, shares = self._labels[index], x.new_zeros(index.shape)
+            for row, training in zip(shares, self._training, strict=True):
+                row[: len(training)] = 1 / len(training)
+            return x, labels, shares
+        shares = self._features.new_zeros((self.replicas, len(self._labels)))
+        for row, training in zip(shares, self._training, strict=True):
+            row[torch.from_numpy(training).to(self.device)] = 1 / len(training)
+        return self._features.expand(self.replicas, -1, -1), self._labels.expand(self.replicas, -1), shares
 
     def _standardised(self, samples: Tensor, replicas: Tensor) -> Tensor:
         if self._shift is None or self._scale is None:

@@ -150,13 +150,18 @@ class TestProperties:
     def test_permutation(self, name):
         vectors = normal(13, 9, dtype=np.float64)
         order = np.random.default_rng(1).permutation(13)
-        before, after = krum.aggregate(vectors, name, f=self.f, **context(name)), krum.aggregate(vectors[order], name, f=self.f, **context(name))
+        before, after = (
+            krum.aggregate(vectors, name, f=self.f, **context(name)),
+            krum.aggregate(vectors[order], name, f=self.f, **context(name)),
+        )
         assert np.allclose(before, after, rtol=1e-9, atol=1e-9)
 
     def test_translation(self, name):
         vectors, shift = normal(13, 9, dtype=np.float64), 100 * normal(1, 9, 5, np.float64)
         moved = krum.aggregate(vectors + shift, name, f=self.f, **context(name))
-        assert np.allclose(moved, krum.aggregate(vectors, name, f=self.f, **context(name)) + shift, rtol=1e-7, atol=1e-7)
+        assert np.allclose(
+            moved, krum.aggregate(vectors, name, f=self.f, **context(name)) + shift, rtol=1e-7, atol=1e-7
+        )
 
     @pytest.mark.parametrize("scale", [1e-15, 1e-3, 7.0, 1e15])
     def test_positive_scale(self, name, scale):
@@ -184,7 +189,9 @@ class TestProperties:
         vectors = normal(13, 20).astype(dtype)
         result = krum.aggregate(vectors, name, f=self.f, **context(name))
         assert isinstance(result, np.ndarray) and result.dtype == dtype
-        assert np.array_equal(result, krum.aggregate(torch.from_numpy(vectors), name, f=self.f, **context(name)).numpy())
+        assert np.array_equal(
+            result, krum.aggregate(torch.from_numpy(vectors), name, f=self.f, **context(name)).numpy()
+        )
         read_only = vectors[::-1]
         read_only.flags.writeable = False
         assert np.allclose(krum.aggregate(read_only, name, f=self.f, **context(name)), result, rtol=1e-2, atol=1e-3)
@@ -257,7 +264,12 @@ def test_scores_do_not_fall_when_a_distance_grows(name, seed, n):
 def test_one_minus_p_krum_averages_with_the_probability_of_its_round():
     vectors = normal(13, 9, dtype=np.float64)
     mean, chosen_one = krum.aggregate(vectors, "average"), krum.aggregate(vectors, "krum", f=3)
-    for round_, horizon, power, p in [(1, 500, 1.0, 0.002), (250, 500, 1.0, 0.5), (250, 500, 2.0, 0.25), (999, 500, 1, 1)]:
+    for round_, horizon, power, p in [
+        (1, 500, 1.0, 0.002),
+        (250, 500, 1.0, 0.5),
+        (250, 500, 2.0, 0.25),
+        (999, 500, 1, 1),
+    ]:
         for coin in (0.0, p - 1e-6, p + 1e-6):
             coin = min(coin, 0.999999)
             options = {"round": round_, "coin": coin, "horizon": horizon, "power": power}

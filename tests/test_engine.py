@@ -158,7 +158,9 @@ def test_convolutions_equal_torchs(options, branch):
         [
             torch.stack(
                 [
-                    convolution_gradient(model, parameters, r, samples[r, 3 * i : 3 * i + 3], labels[r, 3 * i : 3 * i + 3])
+                    convolution_gradient(
+                        model, parameters, r, samples[r, 3 * i : 3 * i + 3], labels[r, 3 * i : 3 * i + 3]
+                    )
                     for i in range(4)
                 ]
             )
@@ -173,9 +175,12 @@ def test_convolutions_equal_torchs(options, branch):
     other = torch.randn(2, 3, expected.shape[-1], dtype=torch.float64, generator=generator)
     assert torch.allclose(gradients.inner_products(other), expected @ other.mT, rtol=1e-9, atol=1e-10)
     weights = torch.tensor([[0.5, 0.0, 0.25, 0.25], [0.0, 1.0, 0.0, 0.0]], dtype=torch.float64)
-    for group, factors in gradients.weighted(weights):
-        total = torch.cat([torch.cat([(x.mT @ d).flatten(1), d.sum(1)], 1) for x, d in factors], 1)
-        assert torch.allclose(total, (weights[:, None] @ expected).squeeze(1)[group], **close)
+    for part in gradients.weighted(weights):
+        total = torch.cat([torch.cat([(x.mT @ d).flatten(1), d.sum(1)], 1) for x, d in part.factors], 1)
+        assert torch.allclose(part.scale * total, (weights[:, None] @ expected).squeeze(1)[part.replicas], **close)
+    (whole,) = gradients.weighted(torch.full((2, 4), 0.25, dtype=torch.float64))
+    total = torch.cat([torch.cat([(x.mT @ d).flatten(1), d.sum(1)], 1) for x, d in whole.factors], 1)
+    assert torch.allclose(whole.scale * total, expected.mean(1), **close)
 
 
 def test_a_convnet_trains_on_squares_only():

@@ -48,7 +48,10 @@ BAD = {
     "unknown model": (block(model={"name": "mpl", "hidden": [3]}), "unknown model 'mpl'; did you mean 'mlp'?"),
     "unknown parameter": (block(bach_size=3), "grid[0]: unknown key 'bach_size'; did you mean 'batch_size'?"),
     "unknown key": ({"titel": "x"}, "mine.yaml: unknown key 'titel'; did you mean 'title'?"),
-    "unknown figure kind": ({"figure": {"kind": "curve"}}, "figure.kind: found 'curve'; give curves"),
+    "unknown figure kind": (
+        {"figure": {"kind": "curve"}},
+        "figure.kind: found 'curve'; give one of the kinds: curves, against",
+    ),
     "unknown figure key": ({"figure": {"kind": "curves", "refrence": {}}}, "did you mean 'reference'?"),
     "unknown reference": (
         {"figure": {"kind": "curves", "reference": {"aggregator": "average"}}},
@@ -69,7 +72,7 @@ BAD = {
     "hidden no list": (block(model={"name": "mlp", "hidden": 10}), "found 10"),
     "aggregator not a name": (block(aggregator=3), "grid[0].aggregator: found 3; give a name"),
     "aggregator without name": (block(aggregator={"m": 3}), "name is missing"),
-    "workers zero": (block(workers=0), "grid[0].workers: found 0; give a positive number of workers"),
+    "workers zero": (block(workers=0), "grid[0].workers: found 0; give a positive integer number of workers"),
     "workers negative": (block(workers=-20), "grid[0].workers: found -20"),
     "workers a text": (block(workers="twenty"), "grid[0].workers: found 'twenty'"),
     "workers a fraction": (block(workers=20.5), "grid[0].workers: found 20.5"),
@@ -102,7 +105,7 @@ BAD = {
     "no aggregator": (block(aggregator=...), "aggregator is missing"),
     "no title": ({"title": ...}, "mine.yaml: title is missing"),
     "empty title": ({"title": ""}, "title: found ''"),
-    "no grid": ({"grid": ...}, "grid is missing"),
+    "no grid": ({"grid": ...}, "nothing to run; give a grid of training runs, or probes"),
     "empty grid": ({"grid": []}, "grid: found []"),
     "grid a mapping": ({"grid": {"dataset": "mnist"}}, "grid: found"),
     "empty block": ({"grid": [{}]}, "grid[0]: found {}"),
@@ -113,6 +116,23 @@ BAD = {
         "parameters.learning_rate: found nan",
     ),
     "too many folds": (block(folds=4601), "grid[0].folds: found 4601"),
+    "too few colluders": (
+        block(attack="barycentre-collusion", byzantine_fraction=0.05),
+        "attack barycentre-collusion takes at least 2 Byzantine workers; byzantine_fraction 0.05 of 20 is 1",
+    ),
+    "attack null": (block(attack=None), "grid[0].attack: found None"),
+    "a convnet on tables": (block(model="convnet"), "convnet takes square images; found 57 features"),
+    "a kernel too large": (
+        block(dataset="mnist", model={"name": "convnet", "kernel": 29}),
+        "the map is 28 wide, less than the kernel's 29",
+    ),
+    "compared with nothing": (block(compare_with="krun"), "unknown aggregator 'krun'; did you mean 'krum'?"),
+    "compared with a vector rule": (block(compare_with="median"), "must both choose by distances"),
+    "measure_gradient a text": (block(measure_gradient="please"), "grid[0].measure_gradient: found 'please'"),
+    "fidelity without a reason": ({"fidelity": {"seeds": "ours"}}, "fidelity.seeds: found 'ours'"),
+    "part unknown": ({"part": "appendix"}, "part: found 'appendix'; give paper, supplement or beyond"),
+    "horizon negative": (block(aggregator={"name": "1-p-krum", "horizon": -5}), "option horizon: found -5"),
+    "context as an option": (block(aggregator={"name": "1-p-krum", "coin": 0.5}), "1-p-krum: unknown option 'coin'"),
     "parameters unknown": ({"parameters": {"round": 10}}, "parameters: unknown key 'round'; did you mean 'rounds'?"),
 }
 
@@ -270,7 +290,44 @@ def test_the_papers_figures():
         for a, f in [("average", 0), ("krum", 0), ("krum", 6), ("multi-krum", 0), ("multi-krum", 6)]
     }
     plan = planning.plan(ROOT, {})
-    assert len(plan.cells) == len(set(figure4) | set(figure6)) == 12
+    assert len(set(figure4) | set(figure6)) == 12
+    assert len(plan.cells) == len({cell for spec in specs.values() for cell in spec.cells})
+
+
+def test_figure_5_is_the_papers_and_has_a_variant_within_the_theorem():
+    cells = experiment.load_all()["figure5"].cells
+    for dataset in ("spambase", "mnist"):
+        for aggregator in ("average", "krum"):
+            for byzantine in (0, 9):
+                own = [
+                    cell
+                    for cell in cells
+                    if (cell.dataset, cell.aggregator, cell.byzantine) == (dataset, aggregator, byzantine)
+                ]
+                own = [cell for cell in own if cell.workers == 20]
+                assert sorted(cell.batch_size for cell in own) == [3, 5, 10, 20, 30, 50, 100]
+                assert all(cell.rounds == 500 and (cell.declared_f == 9 or aggregator == "average") for cell in own)
+                assert all(cell.outside_guarantee == (aggregator == "krum") for cell in own)
+    variant = [cell for cell in cells if cell.workers == 40]
+    assert variant and all(cell.byzantine == cell.declared_f == 18 and not cell.outside_guarantee for cell in variant)
+
+
+def test_the_other_experiments_hold_what_they_are_for():
+    specs = experiment.load_all()
+    variants = {(c.dataset, c.aggregator, c.attack) for c in specs["variants"].cells}
+    rules = ("average", "krum", "multi-krum", "medoid", "1-p-krum", "geometric-median")
+    assert variants == {
+        (d, a, t) for d in ("spambase", "mnist") for a in rules for t in ("none", "gaussian", "omniscient")
+    }
+    assert {c.learning_rate for c in specs["sensitivity"].cells} == {0.03, 0.1, 0.3}
+    assert {c.dataset for c in specs["sensitivity"].cells} == {"spambase", "spambase-log", "mnist"}
+    kappas = {dict(c.attack_options)["scale"] for c in specs["implementations"].cells if c.attack == "sign-flip"}
+    assert min(kappas) == 0.1 and max(kappas) == 100
+    assert len({c.aggregator for c in specs["implementations"].cells}) == 5
+    assert {c.batch_size for c in specs["figure3"].cells if c.measure_gradient} == {3, 20, 100}
+    assert {c.model for c in specs["convnet"].cells} == {"convnet"}
+    for spec in specs.values():
+        assert all(cell.seeds == 10 for cell in spec.cells), "ten seeds, one per fold"
 
 
 def test_planning_imports_no_torch():

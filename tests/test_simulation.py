@@ -190,7 +190,9 @@ def test_gradient_statistics(make_cell, few_samples):
     for replica, training in enumerate(simulation._training):
         own = [(w[replica : replica + 1], b[replica : replica + 1]) for w, b in simulation.parameters]
         x = simulation._prepared(replica, torch.from_numpy(training))[None]
-        each = worker_gradients(simulation.model, own, x, simulation._labels[training][None], len(training)).vectors()[0]
+        each = worker_gradients(simulation.model, own, x, simulation._labels[training][None], len(training)).vectors()[
+            0
+        ]
         mean = each.mean(0)
         noise = ((each - mean).square().sum(-1).mean() / 4).sqrt()
         assert recorded["gradient_norm"][replica] == pytest.approx(mean.norm().item(), rel=1e-9)
