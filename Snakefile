@@ -141,17 +141,16 @@ rule scorecard:
     input:
         rules.claims.output.claims,
     output:
-        report(f"{FIGURES}/scorecard.html", caption="docs/scorecard.rst", category="1. Scorecard"),
-        f"{FIGURES}/scorecard.md",
+        page=report(f"{FIGURES}/scorecard.html", caption="docs/scorecard.rst", category="1. Scorecard"),
+        table=f"{FIGURES}/scorecard.md",
     log:
         f"logs/{FIGURES}/scorecard.log",
     conda:
         "environment.yml"
     params:
-        stem=f"{FIGURES}/scorecard",
         digest=PLAN.figure_digest("report"),
     shell:
-        "python -m krum scorecard {input} --output {params.stem} > {log} 2>&1"
+        "python -m krum scorecard {input} --page {output.page} --table {output.table} > {log} 2>&1"
 
 
 onsuccess:

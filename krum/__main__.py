@@ -5,7 +5,7 @@ import json
 import sys
 from pathlib import Path
 
-from krum import datasets, experiment, probes, provenance, store
+from krum import datasets, experiment, probes, provenance, registry, store
 from krum.errors import InputError
 
 
@@ -51,7 +51,8 @@ def probe(arguments: argparse.Namespace) -> None:
         chosen = experiment.Probe.from_json(arguments.probe)
     except (ValueError, TypeError, KeyError) as error:
         raise InputError(f"--probe: not a probe ({error}); take one from `python -m krum cells`") from None
-    function, options = probes.PROBES[chosen.name], dict(chosen.options)
+    function, options = registry.lookup(probes.PROBES, chosen.name, "probe"), dict(chosen.options)
+    registry.check_options(f"probe {chosen.name}", function, options)
     rows = [{"seed": seed, **row} for seed in range(chosen.seeds) for row in function(seed, **options)]
     source = {"code": provenance.probe_digest(chosen), "libraries": provenance.libraries()}
     store.write_probe(chosen, rows, arguments.output, source)
@@ -66,6 +67,8 @@ def collect(arguments: argparse.Namespace) -> None:
     spec = experiment.load(arguments.experiment, overrides)
     for path in arguments.curves:
         _, found = store.read(path)
+        if "cell" not in found and "probe" not in found:
+            raise InputError(f"{path}: not a single curve or probe; give files from results/curves or results/probes")
         if found["code"] != _digest(found):
             raise InputError(f"{path}: computed by other code than today's; delete it and run snakemake again")
     source = {
@@ -94,7 +97,12 @@ def claims(arguments: argparse.Namespace) -> None:
     results, sources = {}, {}
     for path in arguments.results:
         rows, metadata = store.read(path)
+        if "experiment" not in metadata:
+            raise InputError(f"{path}: not an experiment's results; give results/<experiment>.parquet")
         results[metadata["experiment"]["name"]], sources[path.stem] = rows, metadata["git"]
+    missing = {claim.experiment for claim in scorecard.load()} - set(results)
+    if missing:
+        raise InputError(f"claims: no results of {', '.join(sorted(missing))} among the files; give every one")
     evaluated = scorecard.evaluate(scorecard.load(), results)
     experiments = experiment.load_all()
     with store.replacing(arguments.captions) as temporary:
@@ -108,8 +116,10 @@ def scorecard(arguments: argparse.Namespace) -> None:
     from krum import report
 
     rows, _ = store.read(arguments.claims)
-    for ending, text in ((".html", report.page(rows)), (".md", report.markdown(rows))):
-        with store.replacing(arguments.output.with_name(arguments.output.name + ending)) as temporary:
+    if "verdict" not in rows:
+        raise InputError(f"{arguments.claims}: no verdicts in it; give results/claims.parquet")
+    for path, text in ((arguments.page, report.page(rows)), (arguments.table, report.markdown(rows))):
+        with store.replacing(path) as temporary:
             temporary.write_text(text, encoding="utf-8")
 
 
@@ -186,7 +196,8 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--captions", type=Path, required=True, help="the figures' captions, a JSON file")
     one = command(scorecard)
     one.add_argument("claims", type=Path, help="results/claims.parquet")
-    one.add_argument("--output", type=Path, required=True, help="the path without .html or .md")
+    one.add_argument("--page", type=Path, required=True, help="the HTML page")
+    one.add_argument("--table", type=Path, required=True, help="the Markdown file")
     one = command(fidelity)
     one.add_argument("--output", type=Path, default=Path("docs/fidelity.md"), help="default docs/fidelity.md")
     one = command(gallery)

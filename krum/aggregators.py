@@ -86,6 +86,8 @@ class Aggregator:
                 f"coin= (drawn from [0, 1) in each round)"
             )
         context = {name: options[name] for name in needs}
+        if isinstance(context.get("coin"), Real):
+            context["coin"] = float(context["coin"])
         if "round" in context and (not isinstance(context["round"], Integral) or context["round"] < 1):
             raise InputError(f"{self.name}: round = {context['round']!r}; give an integer from 1")
         if "coin" in context and not (isinstance(context["coin"], Real) and 0 <= float(context["coin"]) < 1):
@@ -203,8 +205,7 @@ def one_minus_p_krum(
 
     `p_t` must rise from 0 to 1; here `p_t = min(1, (t / horizon)^power)` in round t.
     """
-    averaging = squared_distances.new_tensor(coin) if isinstance(coin, float) else coin
-    averaging = averaging < min(1.0, round / horizon) ** power
+    averaging = (squared_distances.new_zeros(()) + coin) < min(1.0, round / horizon) ** power
     chosen = _indicator(krum(squared_distances, f), 1, squared_distances)
     return chosen.where(~averaging[..., None], average(squared_distances))
 

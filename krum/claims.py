@@ -8,9 +8,11 @@ from the interval alone:
     fails      the whole interval lies on the other side
     undecided  it straddles the threshold, or there is only one seed
 
-A claim about several cells (`by`) holds if it holds in each, and shows the one that comes out worst.
+A claim about several cells (`by`) holds if it holds in each, and shows the one that comes out worst. Probes that are no
+training run have seeds, and no folds.
 """
 
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,15 +22,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from krum import experiment, store, theory
-from krum.errors import InputError
-from krum.experiment import Experiment
+from krum.errors import InputError, unknown
+from krum.experiment import Cell, Experiment
 
 if TYPE_CHECKING:
     import pandas as pd
 
 CLAIMS = experiment.EXPERIMENTS / "claims.yaml"
 VERDICTS = ("holds", "fails", "undecided")
-TINY = 1e-9  # intervals of no width, on a threshold, up to rounding
 COLUMNS = (
     "claim",
     "experiment",
@@ -53,9 +54,9 @@ class Claim:
     experiment: str
     source: str  # paper, supplement, review or ours
     sentence: str
-    quantity: str
+    means: str  # the quantity in words
     column: str
-    at: str | int  # last, first, mean, least, greatest over the rounds; or a round
+    at: str | int  # last, first, mean (without the first), least, greatest over the recorded rounds; or a round
     measurement: str
     of: Mapping[str, Any]
     minus: Mapping[str, Any] | None
@@ -93,7 +94,7 @@ def load(path: Path = CLAIMS) -> list[Claim]:
                 experiment=entry["experiment"],
                 source=entry["source"],
                 sentence=" ".join(entry["sentence"].split()),
-                quantity=entry["means"],
+                means=entry["means"],
                 column=quantity["column"],
                 at=quantity.get("at", "last"),
                 measurement=quantity.get("measurement", store.TRAINING),
@@ -113,32 +114,60 @@ def load(path: Path = CLAIMS) -> list[Claim]:
 
 
 def check(claims: Sequence[Claim], experiments: Mapping[str, Experiment], path: Path = CLAIMS) -> None:
-    """Refuse claims about experiments or cells that are not there, before anything runs: InputError."""
+    """Refuse claims about experiments, cells or columns that are not there, before anything runs: InputError."""
     for claim in claims:
         where = f"{path}: {claim.name}"
+        least, most = _range(claim.test)
+        if least >= most:
+            raise InputError(f"{where}: test: {claim.test} holds for nothing; give the smaller number first")
         if claim.experiment not in experiments:
             raise InputError(f"{where}: experiment {claim.experiment!r} is not there (known: {', '.join(experiments)})")
+        spec = experiments[claim.experiment]
         if claim.measurement != store.TRAINING:
-            if claim.measurement not in {probe.name for probe in experiments[claim.experiment].probes}:
+            if claim.measurement not in {probe.name for probe in spec.probes}:
                 raise InputError(f"{where}: {claim.experiment} has no probe {claim.measurement!r}")
             continue  # what its rows are called is known when they are there
-        cells = [store.constants(cell) for cell in experiments[claim.experiment].cells]
+        if not spec.cells:
+            raise InputError(f"{where}: {claim.experiment} has no training runs; name one of its probes as measurement")
+        numeric = {*store.NUMBERS, *DERIVED}
+        if claim.column not in numeric:
+            raise InputError(f"{where}: {unknown('column', claim.column, sorted(numeric))}")
+        groups = {}
         for part, chosen in (("of", claim.of), ("minus", claim.minus), ("over", claim.over)):
-            if chosen is None:
-                continue
-            unknown = [key for key in (*chosen, *claim.by) if key not in cells[0]]
-            if unknown:
-                raise InputError(f"{where}: {part}: rows have no column {unknown[0]!r}")
-            found = [c for c in cells if all(_equal(c[key], value) for key, value in chosen.items())]
-            groups = [tuple(c[key] for key in claim.by) for c in found]
-            if not found:
-                raise InputError(f"{where}: {part}: no cell of {claim.experiment} has {_listed(chosen)}")
-            if len(set(groups)) < len(groups):
-                several = next(group for group in groups if groups.count(group) > 1)
+            if chosen is not None:
+                groups[part] = _groups(claim, spec.cells, chosen, f"{where}: {part}")
+        for part, found in groups.items():
+            if not set(groups["of"]) <= set(found):
+                missing = next(group for group in groups["of"] if group not in found)
+                here = _listed(dict(zip(claim.by, missing, strict=True)))
+                raise InputError(f"{where}: {part}: no cell with {here}, which `of` has")
+
+
+def _groups(claim: Claim, cells: Sequence[Cell], chosen: Mapping[str, Any], where: str) -> list[tuple]:
+    """The values of `by` that the chosen cells have, one cell each."""
+    table = [store.constants(cell) for cell in cells]
+    for key in (*chosen, *claim.by):
+        if key not in table[0]:
+            raise InputError(f"{where}: rows have no column {key!r}")
+        if key in claim.by and key in chosen and not isinstance(chosen[key], list):
+            raise InputError(f"{where}: {key} is fixed here and swept under by; give a list of values or leave it out")
+    rows = [row for row in table if all(_equal(row[key], value) for key, value in chosen.items())]
+    if not rows:
+        raise InputError(f"{where}: no cell of {claim.experiment} has {_listed(chosen)}")
+    if isinstance(claim.at, int):
+        for cell in cells:
+            if claim.at > cell.rounds or (claim.at % cell.evaluate_every and claim.at != cell.rounds):
                 raise InputError(
-                    f"{where}: {part}: {groups.count(several)} cells of {claim.experiment} have {_listed(chosen)}; "
-                    f"say more, or name what they differ in under by"
+                    f"{where}: round {claim.at} is not recorded; cells are evaluated every {cell.evaluate_every}"
                 )
+    groups = [tuple(row[key] for key in claim.by) for row in rows]
+    several = next((group for group in groups if groups.count(group) > 1), None)
+    if several is not None:
+        raise InputError(
+            f"{where}: {groups.count(several)} cells of {claim.experiment} have {_listed(chosen)}; "
+            f"say more, or name what they differ in under by"
+        )
+    return groups
 
 
 def evaluate(claims: Sequence[Claim], results: Mapping[str, "pd.DataFrame"]) -> "pd.DataFrame":
@@ -153,9 +182,9 @@ def verdict(low: float, high: float, test: Mapping[str, Any]) -> str:
     least, most = _range(test)
     if math.isnan(low) or math.isnan(high):
         return "undecided"
-    if low > least - TINY and high < most + TINY:
+    if low > least and high < most:
         return "holds"
-    if high < least - TINY or low > most + TINY:
+    if high < least or low > most:
         return "fails"
     return "undecided"
 
@@ -168,6 +197,8 @@ def _range(test: Mapping[str, Any]) -> tuple[float, float]:
 
 def _evaluate(claim: Claim, rows: "pd.DataFrame") -> dict[str, Any]:
     rows = store.of_measurement(rows, claim.measurement)
+    if claim.column not in rows and claim.column not in DERIVED:
+        raise InputError(f"claims: {claim.name}: rows of {claim.experiment} have no column {claim.column!r}")
     groups: list[tuple] = [()]
     if claim.by:
         groups = list(
@@ -194,7 +225,7 @@ def _evaluate(claim: Claim, rows: "pd.DataFrame") -> dict[str, Any]:
         "experiment": claim.experiment,
         "source": claim.source,
         "sentence": claim.sentence,
-        "quantity": claim.quantity,
+        "quantity": claim.means,
         "test": ", ".join(f"{key} {value}" for key, value in claim.test.items()),
         "value": worst[2],
         "low": worst[3],
@@ -226,7 +257,7 @@ def _per_seed(claim: Claim, rows: "pd.DataFrame", chosen: Mapping[str, Any]) -> 
     """One value per seed, in the order of seeds."""
     rows = _selected(claim, rows, chosen)
     values = DERIVED[claim.column](rows) if claim.column in DERIVED else rows[claim.column]
-    rows = rows.assign(value_=values)
+    rows = rows.assign(value_=values.astype(float))
     if claim.slope is not None:
         return rows.groupby("seed").apply(lambda of_seed: _slope(of_seed, claim.slope), include_groups=False)
     if claim.measurement == store.TRAINING:
@@ -234,8 +265,10 @@ def _per_seed(claim: Claim, rows: "pd.DataFrame", chosen: Mapping[str, Any]) -> 
         if claim.at in ("last", "first") or isinstance(claim.at, int):
             at = {"last": last, "first": 0}.get(str(claim.at), claim.at)
             rows = rows[rows["round"] == at]
-            if not len(rows):
+            if not len(rows):  # an override of the rounds
                 raise InputError(f"claims: {claim.name}: round {at} of {claim.experiment} was not recorded")
+        elif claim.at == "mean":
+            rows = rows[rows["round"] > 0]
     reduce = {"least": "min", "greatest": "max"}.get(str(claim.at), "mean")
     return rows.groupby("seed")["value_"].agg(reduce)
 
@@ -246,13 +279,13 @@ def _slope(rows: "pd.DataFrame", against: str | None) -> float:
 
 
 def _equal(found: Any, wanted: Any) -> bool:
-    if isinstance(wanted, float) or isinstance(found, float):
-        return math.isclose(found, wanted, rel_tol=1e-9)
+    if isinstance(wanted, list):
+        return any(_equal(found, one) for one in wanted)
     if isinstance(wanted, Mapping):  # options, which rows hold as JSON text
-        import json
-
         return found == json.dumps(dict(wanted), sort_keys=True)
-    return found == wanted
+    if isinstance(wanted, int | float) and isinstance(found, int | float):
+        return math.isclose(found, wanted, rel_tol=1e-9)
+    return bool(found == wanted)
 
 
 def _listed(chosen: Mapping[str, Any]) -> str:

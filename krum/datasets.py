@@ -6,6 +6,7 @@ here are either the published ones or refused.
 
 import gzip
 import hashlib
+import inspect
 import pickle
 import socket
 import subprocess
@@ -92,7 +93,8 @@ def _partition(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
 
     Kept in data/prepared/, since importing scikit-learn takes longer than most training runs.
     """
-    what = f"{count} folds, seed {seed}, scikit-learn {version('scikit-learn')}, {len(labels)} labels"
+    code = inspect.getsource(_partition)
+    what = f"{count} folds, seed {seed}, scikit-learn {version('scikit-learn')}, {len(labels)} labels, {code}"
     key = hashlib.sha256(what.encode() + labels.tobytes()).hexdigest()[:20]
     path = DATA / "prepared" / f"folds-{key}.npy"
     try:

@@ -78,8 +78,9 @@ class Cell:
     @property
     def model_label(self) -> str:
         """The model with its sizes, such as "mlp-100-100"."""
-        values = [value for _, value in self.model_options]
-        return "-".join([self.model, *(str(size) for value in values for size in value)])
+        sizes = [str(size) for _, value in self.model_options if isinstance(value, tuple) for size in value]
+        others = [f"{name}{value}" for name, value in self.model_options if not isinstance(value, tuple)]
+        return "-".join([self.model, *sizes, *others])
 
     def to_json(self) -> str:
         """The canonical text of the cell; `Cell.from_json` reads it back."""
@@ -183,6 +184,7 @@ def load(path: Path | str, overrides: Mapping[str, Any] | None = None) -> Experi
     ]
     if not cells and not measured:
         raise InputError(f"{path}: nothing to run; give a grid of training runs, or probes")
+    _check_figure(f"{path}: figure", document["figure"], cells, {probe.name for probe in measured})
     reference = document["figure"].get("reference", {}).get("aggregator")
     calm = {cell.aggregator for cell in cells if not cell.byzantine}
     if reference is not None and reference not in calm:
@@ -202,6 +204,28 @@ def load(path: Path | str, overrides: Mapping[str, Any] | None = None) -> Experi
         source=source,
         overrides=overrides,
     )
+
+
+PROBE_OF_KIND = {"colluders": "plane", "complexity": "timing", "resilience": "resilience", "steering": "steering"}
+DRAW_TRAINING = ("curves", "against", "colluders", "implementations", "resilience", "steering")
+
+
+def _check_figure(where: str, figure: Mapping[str, Any], cells: list[Cell], measured: set[str]) -> None:
+    """Refuse a figure that could not be drawn."""
+    kind = figure["kind"]
+    needed = PROBE_OF_KIND.get(kind)
+    if needed is not None and needed not in measured:
+        raise InputError(f"{where}.kind: {kind} draws the probe {needed!r}, which is not among the probes; add it")
+    if kind in DRAW_TRAINING and not cells:
+        raise InputError(f"{where}.kind: {kind} draws training runs, and there is no grid; add one")
+    if kind == "against" and "x" not in figure:
+        raise InputError(f"{where}.x is missing; it is the parameter on the horizontal axis")
+    swept = ("workers", "byzantine", "declared_f", "batch_size", "learning_rate")
+    if "x" in figure and figure["x"] not in swept:
+        raise InputError(f"{where}.x: {unknown('parameter', figure['x'], swept)}")
+    columns = ("attack", "dataset", "model", "aggregator", "byzantine_fraction", *swept)
+    if "columns" in figure and figure["columns"] not in columns:
+        raise InputError(f"{where}.columns: {unknown('column', figure['columns'], columns)}")
 
 
 def _unfolded(where: str, block: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -275,6 +299,8 @@ def _cell(
             other = lookup(AGGREGATORS, compare_with, "aggregator")
             if "distances" != other.sees or rule.sees != other.sees or rule.fixed_weights:
                 raise InputError(f"compare_with: {aggregator} and {compare_with} must both choose by distances")
+            if set(other.needs) - {"f"}:
+                raise InputError(f"compare_with: {compare_with} depends on chance; give a rule that does not")
             other.check(parameters["workers"], declared_f, {}, outside_guarantee)
         if byzantine >= parameters["workers"]:
             raise InputError(f"byzantine_fraction {parameters['byzantine_fraction']} leaves no honest worker")
@@ -344,6 +370,11 @@ _Loader.add_implicit_resolver(
 )
 
 
+def defaults_fidelity(folder: Path = EXPERIMENTS) -> dict[str, str]:
+    """Who says so, for what experiments do not change."""
+    return read_checked(folder / "defaults.yaml", "defaults")["fidelity"]
+
+
 def read_checked(path: Path, definition: str) -> dict[str, Any]:
     """A YAML file that fits one of schema.yaml's definitions; InputError otherwise."""
     document, _ = _read(path)
@@ -360,7 +391,7 @@ def _read(path: Path) -> tuple[dict[str, Any], str]:
     except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError) as error:
         raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(document, dict):
-        raise InputError(f"{path}: found {document!r:.60}; an experiment is a mapping with title, claim, grid, figure")
+        raise InputError(f"{path}: found {document!r:.60}; give a mapping, as the other files in experiments/ are")
     return document, text
 
 

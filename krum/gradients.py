@@ -73,12 +73,16 @@ class WorkerGradients:
             gram += kernel.view(replicas, h, rows, h, rows).sum((2, 4)) / self.batch_size**2
         return gram
 
-    def weighted(self, weights: Tensor) -> list["Part"]:
+    def weighted(self, weights: Tensor, common: bool = False) -> list["Part"]:
         """`sum_i w_i G_i` for `weights [R, h]`, in groups of replicas and as two factors per layer.
 
         Workers without weight are not carried along: for Krum, all but one. Replicas with different numbers of weighted
-        workers form groups of their own, since the length of a sum decides its rounding.
+        workers form groups of their own, since the length of a sum decides its rounding. `common` says that all weights
+        are the same by construction, which saves a pass.
         """
+        if common:
+            factors = list(zip(self.inputs, self.deltas, strict=True))
+            return [Part(None, weights[0, 0].item() / self.batch_size, factors)]
         counts = (weights != 0).sum(-1)
         distinct = counts.unique().tolist()
         if len(distinct) == 1:
@@ -92,17 +96,15 @@ class WorkerGradients:
             chosen = (weights != 0).byte().sort(dim=-1, descending=True, stable=True).indices[:, :used]
             weights = weights.gather(1, chosen)
             replica = torch.arange(replicas, device=weights.device)[:, None]
-        common = weights[0, 0].item() if used == h and bool((weights == weights[0, 0]).all()) else None
+        per_worker = weights / self.batch_size
         factors = []
         for x, delta in zip(self.inputs, self.deltas, strict=True):
             rows = x.shape[1] // h
             if used < h:
                 x = x.view(replicas, h, rows, -1)[replica, chosen].flatten(1, 2)
                 delta = delta.view(replicas, h, rows, -1)[replica, chosen].flatten(1, 2)
-            if common is None:
-                delta = delta * (weights / self.batch_size).repeat_interleave(rows, 1)[..., None]
-            factors.append((x, delta))
-        return Part(group, 1.0 if common is None else common / self.batch_size, factors)
+            factors.append((x, delta * per_worker.repeat_interleave(rows, 1)[..., None]))
+        return Part(group, 1.0, factors)
 
     def inner_products(self, vectors: Tensor) -> Tensor:
         """`<G_i, E_k>` with flat `vectors [R, e, d]`: [R, h, e] float64."""

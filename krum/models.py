@@ -110,6 +110,8 @@ class ConvNet:
         side = math.isqrt(features)
         if side * side != features:
             raise InputError(f"convnet takes square images; found {features} features, which are none; use mlp")
+        if not channels:
+            raise InputError("convnet takes at least one convolution; found no channels; give some, or use mlp")
         self.kernel, self.stride = kernel, stride
         self.sides = [side]  # of the maps, before each convolution and after the last
         for _ in channels:

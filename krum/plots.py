@@ -56,6 +56,8 @@ DISTINCTIONS = {
 # What stands above a column of panels that differ in it.
 COLUMN_TITLES = {"learning_rate": "learning rate {:g}", "batch_size": "batch {}"}
 AXIS_LABELS = {"batch_size": "mini-batch size", "learning_rate": "learning rate", "workers": "workers n"}
+FITTED_FROM = {"workers": 40, "dimension": 10_000}  # below, a call's own overhead takes most of the time
+LONG_LEGEND = 4  # entries
 MOST_ACROSS = 5  # panels side by side
 
 
@@ -95,6 +97,7 @@ def curves(rows: pd.DataFrame, experiment: Mapping[str, Any]) -> Figure:
 
     With `columns`, the panels of a row differ in that column instead, and attacks in the line.
     """
+    rows = store.of_measurement(rows)
     across = experiment["figure"].get("columns", "attack")
     reference = experiment["figure"].get("reference")
     datasets = list(rows["dataset"].drop_duplicates())
@@ -102,7 +105,8 @@ def curves(rows: pd.DataFrame, experiment: Mapping[str, Any]) -> Figure:
     heads = list(rows[keys].drop_duplicates().sort_values(keys[0], kind="stable").itertuples(index=False, name=None))
     width = min(len(heads), MOST_ACROSS)
     per_dataset = -(-len(heads) // width)
-    figure = Figure(figsize=(max(6.4, 4.9 * width), 3.5 * len(datasets) * per_dataset + 1.2), layout="constrained")
+    height = 3.5 if rows.groupby(["dataset", *keys])["cell"].nunique().max() <= LONG_LEGEND else 4.3
+    figure = Figure(figsize=(max(6.4, 4.9 * width), height * len(datasets) * per_dataset + 1.2), layout="constrained")
     grid = figure.subplots(len(datasets) * per_dataset, width, squeeze=False, sharex=True)
     for number, dataset in enumerate(datasets):
         panels = grid[number * per_dataset : (number + 1) * per_dataset].flatten()
@@ -132,6 +136,7 @@ def curves(rows: pd.DataFrame, experiment: Mapping[str, Any]) -> Figure:
 
 def against(rows: pd.DataFrame, experiment: Mapping[str, Any]) -> Figure:
     """Error at the last round against a swept parameter `x`, one panel per data set, a line per rule and attack."""
+    rows = store.of_measurement(rows)
     x = experiment["figure"]["x"]
     datasets = list(rows["dataset"].drop_duplicates())
     figure = Figure(figsize=(max(6.4, 6.2 * len(datasets)), 6.0), layout="constrained")
@@ -172,12 +177,12 @@ def colluders(rows: pd.DataFrame, experiment: Mapping[str, Any]) -> Figure:
     left.scatter(*cloud[["x", "y"]].mean(), marker="+", s=120, color="#444444", label="their mean", zorder=4)
     left.scatter(near["x"], near["y"], s=60, marker="X", color="#B2182B", label="a colluder", zorder=3)
     left.scatter(*one[["x", "y"]].mean(), marker="o", s=190, facecolors="none", edgecolors="#7F7F7F", zorder=2)
-    left.annotate("barycentre of all", one[["x", "y"]].mean(), (14, -16), textcoords="offset points", fontsize=8)
+    left.annotate("barycentre of all", one[["x", "y"]].mean(), (16, -3), textcoords="offset points", fontsize=8)
     middle, end = near[["x", "y"]].mean().to_numpy(), far[["x", "y"]].mean().to_numpy()
     away = middle + 2.2 * (end - middle) / np.linalg.norm(end - middle)
     left.annotate("", away, middle, arrowprops={"arrowstyle": "->", "color": "#B2182B"})
     distance = np.linalg.norm(end - cloud[["x", "y"]].mean().to_numpy())
-    left.annotate(f"the other colluder,\n{distance:.0f} away", away, (4, -4), textcoords="offset points", fontsize=8)
+    left.annotate(f"the other colluder,\n{distance:.0f} away", away, (8, -4), textcoords="offset points", fontsize=8)
     for rule, column in (("nearest-to-barycentre", "chosen_by_nearest_to_barycentre"), ("krum", "chosen_by_krum")):
         chosen = one[one[column].astype(bool)]
         colour, _ = style(rule)
@@ -185,11 +190,15 @@ def colluders(rows: pd.DataFrame, experiment: Mapping[str, Any]) -> Figure:
             chosen["x"], chosen["y"], s=330, marker="s", facecolors="none", edgecolors=colour, linewidths=2,
             label=f"chosen by {rule}",
         )  # fmt: skip
-    left.set_aspect("equal", adjustable="datalim")
-    left.margins(0.18)
+    shown = np.vstack([cloud[["x", "y"]], middle, away])
+    centre, reach = (shown.max(0) + shown.min(0)) / 2, (shown.max(0) - shown.min(0)).max() / 2 + 0.9
+    left.set_xlim(centre[0] - reach, centre[0] + reach)
+    left.set_ylim(centre[1] - reach, centre[1] + reach)
+    left.set_aspect("equal")
     left.set_xlabel("first coordinate")
     left.set_ylabel("second coordinate")
     _panel(left, "In the plane (first of the draws)", bottom=None)
+    left.legend(fontsize=8, frameon=False, loc="center right", bbox_to_anchor=(1.0, 0.6), markerscale=0.55)
     for axes, dataset in zip(others, datasets, strict=True):
         here = training[training["dataset"] == dataset]
         for _, cell in here.groupby("cell", sort=False):
@@ -289,7 +298,7 @@ def complexity(rows: pd.DataFrame, experiment: Mapping[str, Any]) -> Figure:
         colours = matplotlib.colormaps["viridis"](np.linspace(0, 0.85, len(groups)))
         for colour, (value, here) in zip(colours, groups, strict=True):
             points = _points(here, x, "seconds")
-            upper = points[points.index >= points.index[len(points) // 2 - 1]] if len(points) > 2 else points
+            upper = points[points.index >= FITTED_FROM[x]]
             exponent = np.polyfit(np.log(upper.index.to_numpy(float)), np.log(upper["mean"]), 1)[0]
             label = f"{name} = {value:,}: exponent {exponent:.2f}"
             axes.plot(points.index, points["mean"], color=colour, marker="s", markersize=4, label=label)
@@ -301,12 +310,13 @@ def complexity(rows: pd.DataFrame, experiment: Mapping[str, Any]) -> Figure:
         _log_axis(axes, sorted(times[x].unique()), AXIS_LABELS.get(x, "dimension d"))
         axes.set_yscale("log")
         axes.set_ylabel("seconds, one thread")
-        _panel(axes, f"over {'n' if x == 'workers' else 'd'} (exponents: upper half)", bottom=None)
+        _panel(axes, f"over {'n' if x == 'workers' else 'd'} (exponent from {FITTED_FROM[x]:,} on)", bottom=None)
     return figure
 
 
 def implementations(rows: pd.DataFrame, experiment: Mapping[str, Any]) -> Figure:
     """Error, share of rounds won by an attacker, and share with another choice than the reference, by attack."""
+    rows = store.of_measurement(rows)
     figure = Figure(figsize=(15.5, 5.6), layout="constrained")
     panels = figure.subplots(1, 3)
     rows = rows.assign(setting=[_strength(a, o) for a, o in zip(rows["attack"], rows["attack_options"], strict=True)])
@@ -327,7 +337,8 @@ def implementations(rows: pd.DataFrame, experiment: Mapping[str, Any]) -> Figure
             points = _points(here, "setting", column).reindex(order)
             _line(axes, points.set_axis(np.arange(len(order))), str(aggregator), str(aggregator), "-", every=1)
         axes.set_xticks(range(len(order)), order, rotation=45, ha="right", fontsize=8)
-        axes.set_ylabel(title.partition(" at")[0].partition(" of")[0].lower() if column == "test_error" else "share")
+        axes.set_xlabel("attack (kappa: the colluders send -kappa times the honest mean)")
+        axes.set_ylabel("cross-validation error" if column == "test_error" else "share of rounds")
         _panel(axes, title)
     return figure
 
@@ -446,10 +457,15 @@ def _adversary(rows: pd.DataFrame) -> str:
 
 
 def _panel(axes: Axes, title: str, bottom: float | None = 0) -> None:
+    """Title, grid and legend; a long legend stands below the panel, where it hides no curve."""
     axes.set_title(title, fontsize=10)
     if bottom is not None:
         axes.set_ylim(bottom=bottom)
     axes.grid(alpha=0.25, linewidth=0.6)
     axes.tick_params(labelleft=True, labelbottom=True)
-    if axes.get_legend_handles_labels()[0]:
+    names = axes.get_legend_handles_labels()[1]
+    if len(names) > LONG_LEGEND or any(len(name) > 40 for name in names):
+        columns = 2 if max(map(len, names)) < 28 else 1
+        axes.legend(fontsize=8, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=columns)
+    elif names:
         axes.legend(fontsize=8, frameon=False)

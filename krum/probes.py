@@ -38,13 +38,17 @@ def probe(function: Callable[..., list[Row]] | None = None, *, alone: bool = Fal
 
 def check(name: str, options: Mapping[str, Any]) -> None:
     """Refuse options that fit each other badly, before anything runs: InputError."""
-    defaults = {key: parameter.default for key, parameter in inspect.signature(PROBES[name]).parameters.items()}
-    chosen = {**defaults, **options}
-    workers, f = chosen.get("workers"), chosen.get("byzantine")
-    if "aggregator" in chosen:
-        lookup(AGGREGATORS, chosen["aggregator"], "aggregator")
-    if workers is not None and f is not None and 2 * f + 2 >= workers:
-        raise InputError(f"Krum needs 2f + 2 < n: found n = {workers}, f = {f}; use at least {2 * f + 3} workers")
+    chosen = {key: parameter.default for key, parameter in inspect.signature(PROBES[name]).parameters.items()}
+    chosen.update(options)
+    workers, f = chosen["workers"], chosen.get("byzantine", 1 if name == "steering" else (chosen["workers"] - 3) // 2)
+    aggregator = lookup(AGGREGATORS, chosen.get("aggregator", "krum"), "aggregator")
+    if set(aggregator.needs) - {"f"}:
+        raise InputError(f"{aggregator.name} depends on chance; give an aggregator that does not")
+    if workers < 3:
+        raise InputError(f"workers: found {workers}; give at least 3")
+    aggregator.check(workers, f, {})
+    if name == "plane" and f < 2:
+        raise InputError(f"byzantine: found {f}; give at least 2 colluders")
 
 
 @probe
@@ -79,7 +83,7 @@ def plane(seed: int, *, workers: int = 20, byzantine: int = 2, distance: float =
     ]
 
 
-RESILIENCE_TRIALS = 200  # per seed and noise
+RESILIENCE_TRIALS = 100  # per seed and noise
 NOISES = (0.01, 0.02, 0.04, 0.06, 0.1, 0.15, 0.3, 0.6, 1.0, 2.0, 4.0)
 KAPPAS = (0.1, 0.3, 1.0, 3.0, 10.0)
 
@@ -89,7 +93,7 @@ def resilience(seed: int, *, workers: int = 20, byzantine: int = 0, dimension: i
     """Figure 3: the inner product of Krum's expectation with the true gradient g, under several attacks.
 
     Honest estimates are `g + N(0, sigma^2 I)` with `||g|| = 1` and `sqrt(d) sigma = noise`, for each of NOISES. One row
-    per noise and attack, with means over 200 trials: `inner_product` `<E Krum, g> / ||g||^2`, `cosine` of the angle
+    per noise and attack, with means over 100 trials: `inner_product` `<E Krum, g> / ||g||^2`, `cosine` of the angle
     between E Krum and g, and `attacker_chosen`. `bound` is Proposition 1's 1 - sin alpha, where its condition
     `eta noise < 1` holds.
     """

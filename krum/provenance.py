@@ -19,7 +19,7 @@ from krum.probes import PROBES
 
 PACKAGE = Path(__file__).resolve().parent
 ENGINE = ("adversary", "datasets", "distances", "gradients", "models", "simulation", "store")
-LIBRARIES = ("numpy", "scikit-learn", "torch")
+LIBRARIES = ("numpy", "pyarrow", "scikit-learn", "torch")
 
 
 def code_digest(cell: Cell) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from krum import store
 from krum.errors import InputError
-from krum.experiment import Cell, Experiment, Probe
+from krum.experiment import Cell, Experiment, Probe, defaults_fidelity
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -38,11 +38,13 @@ def setting(rows: "pd.DataFrame") -> str:
             f"{values('workers')} workers, batch {values('batch_size')}, learning rate {values('learning_rate')}, "
             f"declared f = {values('declared_f')}; {models}"
         )
-    seeds = rows.groupby("measurement")["seed"].nunique()
-    folds = " (each with its own cross-validation fold)" if len(training) else ""
-    count = int(seeds.max())
-    text = f"mean over {count} seed{'s' if count > 1 else ''}{folds}"
-    return "\n".join([*parts, text + (" and 95 % bootstrap band" if count > 1 else "")])
+    for measurement, own in rows.groupby("measurement", sort=False):
+        seeds = own["seed"].nunique()
+        name = "" if len(training) == len(rows) or len(training) == 0 else f"{measurement}: "
+        folds = ", each with its own cross-validation fold" if measurement == store.TRAINING else ""
+        band = " and 95 % bootstrap band" if seeds > 1 else ""
+        parts.append(f"{name}mean{band} over {seeds} seed{'s' if seeds > 1 else ''}{folds}")
+    return "\n".join(parts)
 
 
 def captions(
@@ -88,9 +90,9 @@ def markdown(scorecard: "pd.DataFrame") -> str:
     """The scorecard as a Markdown table."""
     lines = [tally(scorecard), "", "| | claim | measured | verdict |", "|---|---|---|---|"]
     for row in scorecard.itertuples():
-        what = f"{row.quantity}: {interval(row)}; holds if {row.test}{_where(row)}"
+        what = _escaped(f"{row.quantity}: {interval(row)}; holds if {row.test}{_where(row)}")
         who = f"{row.experiment}, {SOURCES[row.source]}"
-        lines.append(f"| {who} | {row.sentence} | {what} | {MARKS[row.verdict]} {row.verdict} |")
+        lines.append(f"| {who} | {_escaped(row.sentence)} | {what} | {MARKS[row.verdict]} {row.verdict} |")
     return "\n".join(lines) + "\n"
 
 
@@ -100,7 +102,7 @@ def short_markdown(scorecard: "pd.DataFrame") -> str:
     lines.append("|---|---|---|---|")
     for row in scorecard[scorecard["source"].isin(("paper", "supplement"))].itertuples():
         verdict = f"{MARKS[row.verdict]} {row.verdict}"
-        lines.append(f"| {row.experiment} | {row.sentence} | {interval(row)} | {verdict} |")
+        lines.append(f"| {row.experiment} | {_escaped(row.sentence)} | {interval(row)} | {verdict} |")
     return "\n".join(lines) + "\n"
 
 
@@ -135,7 +137,8 @@ td:nth-child(5) {{ white-space: nowrap; font-variant-numeric: tabular-nums }}
 </style></head><body>
 <h1>Scorecard</h1>
 <p>{tally(scorecard)} A claim holds or fails when the whole interval lies on one side of its threshold, and is
-undecided otherwise. Intervals: 95 %, percentile bootstrap over seeds, each with its own cross-validation fold.</p>
+undecided otherwise. Intervals: 95 %, percentile bootstrap over seeds; in training runs, each seed holds out a
+cross-validation fold of its own.</p>
 <table><thead><tr>{head}</tr></thead><tbody>
 {chr(10).join(rows)}
 </tbody></table></body></html>
@@ -171,7 +174,7 @@ def gallery(
         picture.thumbnail((GALLERY_WIDTH, 4 * GALLERY_WIDTH), Image.Resampling.LANCZOS)
         with store.replacing(root / "docs" / "figures" / f"{name}.png") as temporary:
             picture.quantize(128).save(temporary, optimize=True)
-        bullets = [line for line in texts.get(name, "").splitlines() if line.startswith("- ")]
+        bullets = [line.replace("<", "&lt;") for line in texts.get(name, "").splitlines() if line.startswith("- ")]
         pages += ["", f"## {spec.title}", "", f"![{name}](figures/{name}.png)", "", " ".join(spec.claim.split()), ""]
         pages += bullets
     readme = root / "README.md"
@@ -187,6 +190,11 @@ def gallery(
     for path, text in written.items():
         with store.replacing(path) as temporary:
             temporary.write_text(text, encoding="utf-8")
+
+
+def _escaped(text: str) -> str:
+    """As it stands, in a Markdown table."""
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|")
 
 
 def _where(row: Any) -> str:
@@ -229,7 +237,7 @@ def in_order(experiments: Mapping[str, Experiment]) -> list[Experiment]:
 
 def fidelity(experiments: Mapping[str, Experiment]) -> str:
     """docs/fidelity.md: every parameter of every experiment, its values, and who says so."""
-    everywhere = next(iter(experiments.values())).fidelity
+    everywhere = defaults_fidelity()
     lines = [
         "# Fidelity",
         "",

@@ -33,6 +33,7 @@ os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
 ROUNDS_DRAWN_AT_ONCE = 50
 SAMPLES_AT_ONCE = 512  # of a whole data set, for a gradient or an evaluation
 CERTAIN = 1e-4  # relative distance between scores that no rounding bridges
+FARTHEST = 1e12  # beyond it, squares in float32 come near their end
 WRONG_MODEL_ROUNDS, WRONG_MODEL_BATCH, WRONG_MODEL_RATE = (
     300,
     50,
@@ -167,12 +168,14 @@ class Simulation:
             weights = self.weigh(gradients, byzantine)
             of_honest, of_byzantine = weights[:, : self.honest], weights[:, self.honest :]
             self._byzantine_weight += of_byzantine.sum(-1)
+            common = self.rule.fixed_weights
             if byzantine is not None:
                 coefficients, vector = byzantine.weighted(of_byzantine)
-                of_honest = of_honest if coefficients is None else of_honest + coefficients
+                if coefficients is not None:
+                    of_honest, common = of_honest + coefficients, False
                 if vector is not None:
                     self._descend(rate, vector)
-            self._descend_by_samples(rate, gradients, of_honest)
+            self._descend_by_samples(rate, gradients, of_honest, common)
         self.round += 1
 
     def send(self) -> tuple[WorkerGradients, ByzantineVectors | None]:
@@ -232,24 +235,27 @@ class Simulation:
         least score reaches theirs.
         """
         n, h = self.cell.workers, self.honest
-        least, greatest = byzantine.bounds()
         f, options = self.cell.declared_f, self.rule_options
-        scores = []
-        for bound in (least, greatest):
+
+        def scores(distance: Tensor) -> Tensor:
             geometry = honest.clone()
-            geometry[:, :h, h:] = bound[:, :, None]
-            geometry[:, h:, :h] = bound[:, None, :]
+            geometry[:, :h, h:] = distance[:, :, None]
+            geometry[:, h:, :h] = distance[:, None, :]
             geometry[:, h:, h:] = 0
-            scores.append(self.rule.scores(geometry, f, **options))
+            return self.rule.scores(geometry, f, **options)
+
+        nearest, farthest = byzantine.bounds()
+        least, greatest, without = scores(nearest), scores(farthest), scores(torch.full_like(nearest, torch.inf))
         m = self.rule.chosen(n, f, options)
-        ranked = scores[1].sort(dim=-1, stable=True)
-        choice = torch.zeros_like(scores[1]).scatter_(-1, ranked.indices[:, :m], 1.0)
-        others = scores[0].masked_fill(choice > 0, torch.inf)
+        ranked = greatest.sort(dim=-1, stable=True)
+        choice = torch.zeros_like(greatest).scatter_(-1, ranked.indices[:, :m], 1.0)
+        others = least.masked_fill(choice > 0, torch.inf)
         reached = ranked.values[:, m - 1] * (1 + CERTAIN)
-        # Honest scores that do not count the Byzantine vector are the true ones, to the last bit.
-        settled = (scores[0][:, :h] == scores[1][:, :h]).all(-1)
+        # Where the honest scores do not count the Byzantine vector at all, they are the true ones to the last bit.
+        settled = (least[:, :h] == without[:, :h]).all(-1)
         certain = (reached < others[:, h:].amin(-1)) & (settled | (reached < others[:, :h].amin(-1)))
         certain &= honest.isfinite().all(-1).all(-1) & (choice[:, h:] == 0).all(-1)
+        certain &= farthest.sqrt().amax(-1) < FARTHEST
         return certain, choice / m
 
     @property
@@ -258,10 +264,15 @@ class Simulation:
         return {"f": self.cell.declared_f, "round": self.round + 1, "coin": self._coin}
 
     def _descend_by_samples(
-        self, rate: float, gradients: WorkerGradients, weights: Tensor, parameters: Parameters | None = None
+        self,
+        rate: float,
+        gradients: WorkerGradients,
+        weights: Tensor,
+        common: bool = False,
+        parameters: Parameters | None = None,
     ) -> None:
         parameters = self.parameters if parameters is None else parameters
-        for part in gradients.weighted(weights):
+        for part in gradients.weighted(weights, common):
             step, group = rate * part.scale, part.replicas
             for (weight, bias), (x, delta) in zip(parameters, part.factors, strict=True):
                 if group is None:
@@ -498,7 +509,7 @@ class Simulation:
                 wrong = (self._labels[index] + 1) % self.dataset.classes
                 samples = self._standardised(self._features[index], everyone)
                 gradients = worker_gradients(self.model, parameters, samples, wrong, workers=1)
-                self._descend_by_samples(WRONG_MODEL_RATE, gradients, ones, parameters)
+                self._descend_by_samples(WRONG_MODEL_RATE, gradients, ones, True, parameters)
             self._target = torch.cat([part.flatten(1) for pair in parameters for part in pair], 1)
         return self._target
 

@@ -129,12 +129,24 @@ def write_table(table: pa.Table, path: Path, metadata: Mapping[str, Any]) -> Non
         pq.write_table(table, temporary, compression="zstd", row_group_size=max(1, len(table)))
 
 
+NUMBERS = [field.name for field in CURVE if not pa.types.is_string(field.type)]
+_FLOATS = {field.name for field in CURVE if pa.types.is_floating(field.type)}
+
+
 def of_measurement(rows: "pd.DataFrame", measurement: str = TRAINING) -> "pd.DataFrame":
     """The rows of one measurement, with its columns only and in their own types."""
     chosen = rows[rows["measurement"] == measurement]
     known = set(CURVE.names) | {"experiment"} if measurement == TRAINING else set()
-    kept = [name for name in chosen.columns if name in known or chosen[name].notna().any()]
-    return chosen[kept].infer_objects()
+    kept = chosen[[name for name in chosen.columns if name in known or chosen[name].notna().any()]].infer_objects()
+    whole = {  # integers that became floats beside the nulls of other measurements
+        name: "int64"
+        for name in kept.columns
+        if name not in _FLOATS
+        and kept[name].dtype == "float64"
+        and kept[name].notna().all()
+        and (kept[name] % 1 == 0).all()
+    }
+    return kept.astype(whole)
 
 
 @contextmanager

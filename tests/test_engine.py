@@ -178,7 +178,7 @@ def test_convolutions_equal_torchs(options, branch):
     for part in gradients.weighted(weights):
         total = torch.cat([torch.cat([(x.mT @ d).flatten(1), d.sum(1)], 1) for x, d in part.factors], 1)
         assert torch.allclose(part.scale * total, (weights[:, None] @ expected).squeeze(1)[part.replicas], **close)
-    (whole,) = gradients.weighted(torch.full((2, 4), 0.25, dtype=torch.float64))
+    (whole,) = gradients.weighted(torch.full((2, 4), 0.25, dtype=torch.float64), common=True)
     total = torch.cat([torch.cat([(x.mT @ d).flatten(1), d.sum(1)], 1) for x, d in whole.factors], 1)
     assert torch.allclose(whole.scale * total, expected.mean(1), **close)
 

@@ -133,6 +133,12 @@ BAD = {
     "part unknown": ({"part": "appendix"}, "part: found 'appendix'; give paper, supplement or beyond"),
     "horizon negative": (block(aggregator={"name": "1-p-krum", "horizon": -5}), "option horizon: found -5"),
     "context as an option": (block(aggregator={"name": "1-p-krum", "coin": 0.5}), "1-p-krum: unknown option 'coin'"),
+    "compared with chance": (block(compare_with="1-p-krum"), "1-p-krum depends on chance"),
+    "no channels": (block(dataset="mnist", model={"name": "convnet", "channels": []}), "at least one convolution"),
+    "against nothing": ({"figure": {"kind": "against"}}, "figure.x is missing"),
+    "against a text": ({"figure": {"kind": "against", "x": "title"}}, "figure.x: unknown parameter 'title'"),
+    "columns unknown": ({"figure": {"kind": "curves", "columns": "atack"}}, "did you mean 'attack'?"),
+    "a kind without its probe": ({"figure": {"kind": "complexity"}}, "draws the probe 'timing'"),
     "parameters unknown": ({"parameters": {"round": 10}}, "parameters: unknown key 'round'; did you mean 'rounds'?"),
 }
 
@@ -152,8 +158,8 @@ def test_bad_experiments(folder, changes, words):
     "text, words",
     [
         ("title: [", "not valid YAML"),
-        ("- a", "an experiment is a mapping"),
-        ("", "an experiment is a mapping"),
+        ("- a", "give a mapping"),
+        ("", "give a mapping"),
         ("title: a\ntitle: b", "key 'title' is given twice"),
         ("1: a", "key 1 is not a text"),
         ("title: !!python/object/apply:os.system [ls]", "not valid YAML"),

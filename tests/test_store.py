@@ -45,7 +45,7 @@ def test_two_runs_give_the_same_bytes(make_cell, tmp_path):
     _, metadata = store.read(tmp_path / "a.parquet")
     assert metadata["cell"] == json.loads(cell.to_json())
     assert metadata["code"] == provenance.code_digest(cell)
-    assert set(metadata["libraries"]) == {"numpy", "scikit-learn", "torch"}
+    assert set(metadata["libraries"]) == {"numpy", "pyarrow", "scikit-learn", "torch"}
     assert metadata["data"] == {
         "spambase.data": "sha256:ebec58cfca94ea61c77df632314acae15bad410f4769d38b1a66cb41050e3431"
     }
