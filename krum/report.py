@@ -74,6 +74,8 @@ def number(value: float) -> str:
     """Three significant digits, without an exponent where that is short."""
     if value != value:
         return "-"
+    if abs(value) < ROUNDING:
+        return "0"
     return f"{value:.3g}" if abs(value) < 1e-3 or abs(value) >= 1e4 else f"{value:.3f}".rstrip("0").rstrip(".")
 
 
@@ -146,6 +148,7 @@ cross-validation fold of its own.</p>
 
 
 BEGIN, END = "<!-- scorecard: `make gallery` writes this -->", "<!-- end of the scorecard -->"
+ROUNDING = 1e-12  # what floating-point sums leave of zero
 GALLERY_WIDTH = 1600  # pixels
 
 

@@ -46,7 +46,15 @@ def test_a_choice_of_ours_that_differs_from_the_defaults_has_its_own_mark():
 
 @pytest.mark.parametrize(
     "value, text",
-    [(0.123456, "0.123"), (12.0, "12"), (1e-7, "1e-07"), (123456.0, "1.23e+05"), (0.0, "0"), (float("nan"), "-")],
+    [
+        (0.123456, "0.123"),
+        (-4e-17, "0"),
+        (12.0, "12"),
+        (1e-7, "1e-07"),
+        (123456.0, "1.23e+05"),
+        (0.0, "0"),
+        (float("nan"), "-"),
+    ],
 )
 def test_numbers(value, text):
     assert report.number(value) == text
