@@ -13,6 +13,9 @@ RESULTS, FIGURES = PLAN.results, PLAN.figures
 config["captions"] = PLAN.captions  # for the report
 
 
+report: "docs/workflow.rst"
+
+
 wildcard_constraints:
     experiment="|".join(PLAN.experiments),
     curve="|".join(PLAN.cells) or "-",

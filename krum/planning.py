@@ -86,8 +86,8 @@ class Plan:
 
     @property
     def captions(self) -> dict[str, str]:
-        """The figures' captions, as the claims' evaluation left them; without it, the titles."""
-        titles = {name: spec.title for name, spec in self.experiments.items()}
+        """The figures' captions and the tally, as the claims' evaluation left them; without it, the titles."""
+        titles = {"scorecard": "", **{name: spec.title for name, spec in self.experiments.items()}}
         try:
             return {**titles, **json.loads(Path(self.results, "captions.json").read_text(encoding="utf-8"))}
         except (OSError, ValueError):

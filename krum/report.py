@@ -50,8 +50,8 @@ def setting(rows: "pd.DataFrame") -> str:
 def captions(
     experiments: Mapping[str, Experiment], results: Mapping[str, "pd.DataFrame"], scorecard: "pd.DataFrame"
 ) -> dict[str, str]:
-    """A caption in reStructuredText per experiment: title, what is claimed, setting, seeds and verdicts."""
-    texts = {}
+    """Captions in reStructuredText, one per experiment (what is claimed, setting, seeds, verdicts), and the tally."""
+    texts = {"scorecard": tally(scorecard)}
     for name, rows in results.items():
         spec = experiments[name]
         lines = [f"**{spec.title}**", "", f"Claimed: {' '.join(spec.claim.split())}", ""]

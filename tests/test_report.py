@@ -67,6 +67,7 @@ needs_smoke = pytest.mark.skipif(not (SMOKE / "claims.parquet").exists(), reason
 @needs_smoke
 def test_captions_state_setting_seeds_and_verdicts():
     captions = json.loads((SMOKE / "captions.json").read_text(encoding="utf-8"))
+    assert "hold" in captions.pop("scorecard")
     assert set(captions) == set(SPECS)
     for name, caption in captions.items():
         assert SPECS[name].title in caption

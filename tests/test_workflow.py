@@ -36,7 +36,7 @@ def project(tmp_path):
     for name in ("Snakefile", "environment.yml"):
         shutil.copy(ROOT / name, tmp_path)
     (tmp_path / "docs").mkdir()
-    for name in ("caption.rst", "scorecard.rst"):
+    for name in ("caption.rst", "scorecard.rst", "workflow.rst"):
         shutil.copy(ROOT / "docs" / name, tmp_path / "docs")
     for folder in ("data", "experiments"):
         (tmp_path / folder).mkdir()
