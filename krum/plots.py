@@ -199,13 +199,7 @@ def colluders(rows: pd.DataFrame, experiment: Mapping[str, Any]) -> Figure:
     left.set_ylabel("second coordinate")
     _panel(left, "In the plane (first of the draws)", bottom=None)
     left.legend(fontsize=8, frameon=False, loc="center right", bbox_to_anchor=(1.0, 0.6), markerscale=0.55)
-    for axes, dataset in zip(others, datasets, strict=True):
-        here = training[training["dataset"] == dataset]
-        for _, cell in here.groupby("cell", sort=False):
-            _curve(axes, cell, _label(cell, here, attacks=True), styled=True)
-        axes.set_xlabel("round")
-        axes.set_ylabel("cross-validation error")
-        _panel(axes, f"Training on {TITLES.get(dataset, dataset)}")
+    _training(others, training, "Training on {}")
     return figure
 
 
@@ -274,14 +268,9 @@ def steering(rows: pd.DataFrame, experiment: Mapping[str, Any]) -> Figure:
     left.set_yscale("log")
     left.set_ylabel(r"$\|F - U\| / \|U\|$: distance from the attacker's vector")
     _panel(left, "Any vector U (float32)", bottom=None)
-    for axes, dataset in zip(others, datasets, strict=True):
-        here = training[training["dataset"] == dataset]
-        for _, cell in here.groupby("cell", sort=False):
-            _curve(axes, cell, _label(cell, here, attacks=True), styled=True)
-        axes.set_xlabel("round")
-        axes.set_ylabel("cross-validation error")
+    _training(others, training, "Any model: {}")
+    for axes in others:
         axes.set_ylim(top=1.02)
-        _panel(axes, f"Any model: {TITLES.get(dataset, dataset)}")
     return figure
 
 
@@ -355,6 +344,16 @@ KINDS: dict[str, Callable[[pd.DataFrame, Mapping[str, Any]], Figure]] = {
 
 
 # ------------------------------------------------------------------------------------------------------ their parts
+
+
+def _training(panels: Sequence[Axes], rows: pd.DataFrame, title: str) -> None:
+    """Error against rounds, one panel per data set, rules by colour and attacks by line."""
+    for axes, (dataset, here) in zip(panels, rows.groupby("dataset", sort=False), strict=True):
+        for _, cell in here.groupby("cell", sort=False):
+            _curve(axes, cell, _label(cell, here, attacks=True), styled=True)
+        axes.set_xlabel("round")
+        axes.set_ylabel("cross-validation error")
+        _panel(axes, title.format(TITLES.get(str(dataset), dataset)))
 
 
 def _curve(
