@@ -104,8 +104,9 @@ def test_the_report_is_one_file_that_needs_no_network():
     assert not re.findall(r"<(?:script|link|img)[^>]*(?:src|href)=\"https?:", page)
     for name in SPECS:
         assert f"figures/smoke/{name}.png" in page
-    assert page.index("1. Scorecard") < page.index("2. The paper")
-    assert "scorecard.html" in page and "bootstrap" in page
+    for category in ("1. Scorecard", "2. The paper", "3. Its supplement", "4. Beyond the paper"):  # in this order
+        assert category in page
+    assert "scorecard.html" in page and "bootstrap" in page and "claims:" in page
 
 
 def test_the_gallery_shows_every_figure():
@@ -122,14 +123,16 @@ def test_gallery_writes_pictures_page_and_scorecard(tmp_path):
     """The command that a full run is followed by, on what is in docs/ now."""
     for folder in ("docs", "figures"):
         (tmp_path / folder).mkdir()
-    (tmp_path / "README.md").write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
+    (tmp_path / "README.md").write_text(f"before\n{report.BEGIN}\nstale\n{report.END}\nafter\n")
     for name in SPECS:
         shutil.copy(ROOT / "docs" / "figures" / f"{name}.png", tmp_path / "figures" / f"{name}.png")
     scorecard = pd.DataFrame([dict.fromkeys(claims.COLUMNS, "x")])
     scorecard = scorecard.assign(value=1.0, low=0.5, high=1.5, verdict="holds", source="paper", where="")
     report.gallery(SPECS, scorecard, {"figure4": "no\n- yes\n"}, tmp_path / "figures", tmp_path)
     text = (tmp_path / "README.md").read_text()
-    assert text.startswith("before\n") and text.endswith("after\n") and "1 claims: 1 hold" in text and "old" not in text
+    assert (
+        text.startswith("before\n") and text.endswith("after\n") and "1 claims: 1 hold" in text and "stale" not in text
+    )
     gallery = (tmp_path / "docs" / "gallery.md").read_text()
     assert all(f"(figures/{name}.png)" in gallery for name in SPECS) and "- yes" in gallery and "\nno" not in gallery
     (tmp_path / "README.md").write_text("no marks")

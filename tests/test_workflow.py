@@ -1,5 +1,6 @@
 """The Snakemake workflow, run for real on a small experiment in a copy of the project."""
 
+import ast
 import os
 import re
 import shutil
@@ -163,8 +164,10 @@ def test_every_direct_dependency_is_pinned():
     known_as = {"sklearn": "scikit-learn", "yaml": "pyyaml", "PIL": "pillow"}
     imported = set()
     for path in [*(ROOT / "krum").glob("*.py"), *(ROOT / "tests").glob("*.py"), *(ROOT / "benchmarks").glob("*.py")]:
-        for module in re.findall(r"^\s*(?:import|from) (\w+)", path.read_text(), re.MULTILINE):
-            imported.add(known_as.get(module, module))
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            modules += [node.module] if isinstance(node, ast.ImportFrom) and node.module else []
+            imported |= {known_as.get(module.partition(".")[0], module.partition(".")[0]) for module in modules}
     own = {"krum", "oracle", "conftest"} | {path.stem for path in (ROOT / "benchmarks").glob("*.py")}
     assert {name for name in imported - own if name not in sys.stdlib_module_names} <= names
 
