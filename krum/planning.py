@@ -21,7 +21,6 @@ from krum.claims import Claim
 from krum.errors import InputError, unknown
 from krum.experiment import Cell, Experiment, Probe
 
-KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**32), "MALLOC_TRIM_THRESHOLD_": str(2**34)}  # bytes; for glibc
 CATEGORIES = {
     "paper": "2. The paper's figures",
     "supplement": "3. Its supplement",
@@ -118,14 +117,9 @@ def plan(root: Path, config: Mapping[str, Any]) -> Plan:
 
 
 def prefer_this_python() -> None:
-    """Let the jobs' `python` be the one that runs Snakemake, also where its environment is not activated.
-
-    The jobs keep the memory of their large arrays from round to round, instead of asking the system for fresh pages.
-    """
+    """Let the jobs' `python` be the one that runs Snakemake, also where its environment is not activated."""
     folder = str(Path(sys.executable).parent)
     os.environ["PATH"] = os.pathsep.join([folder, os.environ.get("PATH", "")])
-    for name, value in KEEP_MEMORY.items():
-        os.environ.setdefault(name, value)
 
 
 def clear_stale_locks(state: Path = Path(".snakemake")) -> None:
