@@ -118,7 +118,7 @@ rule figure:
         "environment.yml"
     params:
         stem=f"{FIGURES}/{{experiment}}",
-        digest=PLAN.figure_digest("plots", "statistics", "report"),
+        digest=PLAN.figure_digest("plots", "statistics", "report", "theory"),
     shell:
         "python -m krum figure {input} --output {params.stem} > {log} 2>&1"
 

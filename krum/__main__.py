@@ -100,10 +100,11 @@ def claims(arguments: argparse.Namespace) -> None:
         if "experiment" not in metadata:
             raise InputError(f"{path}: not an experiment's results; give results/<experiment>.parquet")
         results[metadata["experiment"]["name"]], sources[path.stem] = rows, metadata["git"]
-    missing = {claim.experiment for claim in scorecard.load()} - set(results)
+    claimed = scorecard.load()
+    missing = {claim.experiment for claim in claimed} - set(results)
     if missing:
         raise InputError(f"claims: no results of {', '.join(sorted(missing))} among the files; give every one")
-    evaluated = scorecard.evaluate(scorecard.load(), results)
+    evaluated = scorecard.evaluate(claimed, results)
     experiments = experiment.load_all()
     with store.replacing(arguments.captions) as temporary:
         temporary.write_text(report.to_json(report.captions(experiments, results, evaluated)), encoding="utf-8")

@@ -69,12 +69,7 @@ class Claim:
 DERIVED: dict[str, Callable[["pd.DataFrame"], "pd.Series"]] = {
     # how much worse than always answering the most frequent class
     "above_majority": lambda rows: rows["test_error"] - rows["majority_error"],
-    # eta sqrt(d) sigma / ||g||: Proposition 1 needs it below 1
-    "condition": lambda rows: (
-        [theory.eta(n, f) for n, f in zip(rows["workers"], rows["declared_f"], strict=True)]
-        * rows["gradient_noise"]
-        / rows["gradient_norm"]
-    ),
+    "condition": theory.condition,
     # how far <E Krum, g> / ||g||^2 lies above Proposition 1's bound
     "slack": lambda rows: rows["inner_product"] - rows["bound"],
 }
@@ -196,6 +191,8 @@ def _range(test: Mapping[str, Any]) -> tuple[float, float]:
 
 
 def _evaluate(claim: Claim, rows: "pd.DataFrame") -> dict[str, Any]:
+    from krum.statistics import band
+
     rows = store.of_measurement(rows, claim.measurement)
     if claim.column not in rows and claim.column not in DERIVED:
         raise InputError(f"claims: {claim.name}: rows of {claim.experiment} have no column {claim.column!r}")
@@ -212,8 +209,6 @@ def _evaluate(claim: Claim, rows: "pd.DataFrame") -> dict[str, Any]:
             values = values - _per_seed(claim, rows, {**claim.minus, **here})
         if claim.over is not None:
             values = values / _per_seed(claim, rows, {**claim.over, **here})
-        from krum.statistics import band
-
         mean, low, high = (float(part[0]) for part in band(values.to_numpy()[:, None]))
         found.append(
             (verdict(low, high, claim.test), _margin(low, high, claim.test), mean, low, high, len(values), here)

@@ -230,11 +230,7 @@ def resilience(rows: pd.DataFrame, experiment: Mapping[str, Any]) -> Figure:
         axes.set_xlabel(r"noise $\sqrt{d}\,\sigma / \|g\|$ of an honest gradient")
         axes.set_ylabel(r"$\langle E\,\mathrm{Krum}, g\rangle / \|g\|^2$, worst attack")
         _panel(axes, f"n = {workers}, d = {dimension}", bottom=None)
-    training = training.assign(
-        condition=[theory.eta(n, f) for n, f in zip(training["workers"], training["declared_f"], strict=True)]
-        * training["gradient_noise"]
-        / training["gradient_norm"]
-    )
+    training = training.assign(condition=theory.condition(training))
     for axes, dataset in zip(below, datasets, strict=False):
         here = training[training["dataset"] == dataset]
         widths = {size: 0.8 + 0.7 * rank for rank, size in enumerate(sorted(here["batch_size"].unique()))}
@@ -324,7 +320,7 @@ def implementations(rows: pd.DataFrame, experiment: Mapping[str, Any]) -> Figure
     ):
         for aggregator, here in table.groupby("aggregator", sort=False):
             points = _points(here, "setting", column).reindex(order)
-            _line(axes, points.set_axis(np.arange(len(order))), str(aggregator), str(aggregator), "-", every=1)
+            _line(axes, points.set_axis(np.arange(len(order))), str(aggregator), str(aggregator), "-")
         axes.set_xticks(range(len(order)), order, rotation=45, ha="right", fontsize=8)
         axes.set_xlabel("attack (kappa: the colluders send -kappa times the honest mean)")
         axes.set_ylabel("cross-validation error" if column == "test_error" else "share of rounds")
@@ -399,14 +395,11 @@ def _worst(rows: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame({noise: by_attack[attack].loc[noise] for noise, attack in means.idxmin(axis=1).items()}).T
 
 
-def _line(
-    axes: Axes, points: pd.DataFrame, aggregator: str, label: str, line: Any, hollow: bool = False, every: int = 1
-) -> None:
+def _line(axes: Axes, points: pd.DataFrame, aggregator: str, label: str, line: Any, hollow: bool = False) -> None:
     colour, marker = style(aggregator)
     axes.plot(
         points.index, points["mean"], color=colour, marker=marker, linestyle=line, markersize=5.5, linewidth=1.4,
-        markevery=every, label=label,
-        markerfacecolor="white" if hollow else colour,
+        label=label, markerfacecolor="white" if hollow else colour,
     )  # fmt: skip
     axes.fill_between(points.index, points["low"], points["high"], color=colour, alpha=0.18, linewidth=0)
 

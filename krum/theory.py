@@ -1,6 +1,10 @@
 """Proposition 1 of Blanchard et al. (2017): when Krum is (alpha, f)-Byzantine resilient, and what it then promises."""
 
 import math
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 def eta(n: int, f: int) -> float:
@@ -17,3 +21,9 @@ def eta(n: int, f: int) -> float:
     if 2 * f + 2 >= n:
         return math.inf
     return math.sqrt(2 * (n - f + (f * (n - f - 2) + f**2 * (n - f - 1)) / (n - 2 * f - 2)))
+
+
+def condition(rows: "pd.DataFrame") -> "pd.Series":
+    """`eta sqrt(d) sigma / ||g||` of training rows with measured gradients; the proposition needs it below 1."""
+    etas = [eta(n, f) for n, f in zip(rows["workers"], rows["declared_f"], strict=True)]
+    return etas * rows["gradient_noise"] / rows["gradient_norm"]
