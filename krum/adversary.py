@@ -184,9 +184,9 @@ class Gaussian(ByzantineVectors):
     In an orthonormal basis whose first h vectors span the honest gradients (with Gram matrix `A = L L^T`), B_k has
     coordinates z_k ~ N(0, I_h) there, so `<G_i, B_k> = sigma (L z_k)_i`; the rest of it, in d - h dimensions, has the
     Gram matrix `T T^T` of Bartlett's decomposition: T lower triangular, `T_kk^2 ~ chi^2(d - h - k)`, `T_kl ~ N(0, 1)`.
-    If a rule gives weight to Byzantine vectors, they are drawn conditionally on these inner products: their component
-    in the honest span is determined, and the rest has a determined Gram matrix S and uniform directions, taken from
-    fresh normal vectors E made orthogonal to the honest span and to each other.
+    If a rule gives weight to Byzantine vectors, their weighted sum is drawn conditionally on these inner products: its
+    component in the honest span is determined, and the rest has a determined length and a uniform direction, taken
+    from a fresh normal vector made orthogonal to the honest span. Likewise several such sums.
     """
 
     adversary: Adversary
@@ -235,22 +235,23 @@ class Gaussian(ByzantineVectors):
     def _formed(self, weights: Tensor) -> tuple[Tensor, Tensor]:
         """`sum_k w_k B_k` for `weights [R, c, f]`: coefficients [R, c, h] and vectors [R, c, d].
 
-        A replica without weights draws nothing, so that its generator does not depend on the other replicas.
+        For c sums, c fresh vectors are enough. A replica without weights draws nothing, so that its generator does not
+        depend on the other replicas.
         """
         adversary = self.adversary
         needed = (weights != 0).any(-1).any(-1).nonzero().squeeze(-1)
-        fresh = torch.stack([adversary.draw(r, adversary.byzantine) for r in needed.tolist()]).to(weights.device)
-        gram = adversary.honest_gram[needed]
+        fresh = torch.stack([adversary.draw(r, weights.shape[1]) for r in needed.tolist()]).to(weights.device)
+        gram, some = adversary.honest_gram[needed], weights[needed].double()
         with_honest, among = (part[needed] for part in self._drawn)
+        with_honest, among = with_honest @ some.mT, some @ among @ some.mT
         inverse = torch.linalg.pinv(gram.nan_to_num(), rtol=10 * torch.finfo(weights.dtype).eps, hermitian=True)
         projection = inverse @ with_honest
         rest = _square_root(among - with_honest.mT @ projection)
         fresh_with_honest = adversary.gradients.of_replicas(needed).inner_products(fresh)
         fresh_projection = inverse @ fresh_with_honest
         fresh_rest = fresh.bmm(fresh.mT).double() - fresh_with_honest.mT @ fresh_projection
-        some = weights[needed].double()
-        of_fresh = torch.linalg.solve(_square_root(fresh_rest), some @ rest, left=False)
-        of_honest = some @ projection.mT - of_fresh @ fresh_projection.mT
+        of_fresh = torch.linalg.solve(_square_root(fresh_rest), rest, left=False)
+        of_honest = projection.mT - of_fresh @ fresh_projection.mT
         coefficients = weights.new_zeros((*weights.shape[:2], adversary.honest))
         vectors = weights.new_zeros((*weights.shape[:2], adversary.dimension))
         coefficients[needed] = of_honest.to(weights.dtype)

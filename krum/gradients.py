@@ -21,12 +21,16 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from krum.models import Model
+from krum.models import Model, outer_sums
 
 Branch = Literal["samples", "gradients"]
 
-# Numbers of a layer's gradients that are formed at a time, in whole replicas: a CPU's cache should hold them.
-FORMED_AT_ONCE = {"cpu": 2**21, "cuda": 2**28}
+# Numbers of a layer's gradients that are formed at a time: a CPU's cache should hold them.
+FORMED_AT_ONCE = {"cpu": 400_000, "cuda": 2**28}
+# Rows that meet all later ones in one matrix product: fewer waste less on the symmetric half, more fill the processor.
+PAIRED_AT_ONCE = 100
+# What it costs to write and read a formed number, in multiply-adds.
+PER_FORMED = 25
 
 
 @dataclass(frozen=True)
@@ -54,24 +58,48 @@ class WorkerGradients:
     @cached_property
     def gram(self) -> Tensor:
         """Inner products `<G_i, G_j>`, [R, h, h] float64."""
-        replicas, h = self.inputs[0].shape[0], self.workers
-        by_samples: dict[int, Tensor] = {}  # by the number of rows, layers with equally many together
-        gram = self.inputs[0].new_zeros((replicas, h, h), dtype=torch.float64)
+        h = self.workers
+        by_samples: dict[int, list[tuple[Tensor, Tensor]]] = {}  # layers by their number of rows
+        gram = self.inputs[0].new_zeros((self.inputs[0].shape[0], h, h), dtype=torch.float64)
         for x, delta in zip(self.inputs, self.deltas, strict=True):
             rows = x.shape[1] // h
             if (self.branch or cheaper_branch(h, rows, x.shape[-1], delta.shape[-1])) == "samples":
-                kernel = x.bmm(x.mT).add_(1).mul_(delta.bmm(delta.mT))
-                by_samples[rows] = by_samples[rows].add_(kernel) if rows in by_samples else kernel
+                by_samples.setdefault(rows, []).append((x, delta))
             else:
-                at_once = max(1, FORMED_AT_ONCE[x.device.type] // (h * x.shape[-1] * delta.shape[-1]))
-                for part, some, of_some in zip(
-                    gram.split(at_once), x.split(at_once), delta.split(at_once), strict=True
-                ):
-                    weight, bias = self._sums(some, of_some)
-                    part += (weight.bmm(weight.mT) + bias.bmm(bias.mT)).double() / self.batch_size**2
-        for rows, kernel in by_samples.items():
-            gram += kernel.view(replicas, h, rows, h, rows).sum((2, 4)) / self.batch_size**2
-        return gram
+                self._add_products_of_formed(gram, x, delta)
+        for rows, layers in by_samples.items():
+            self._add_sums_over_pairs(gram, rows, layers)
+        upper = gram.triu_()
+        return (upper + upper.triu(1).mT).div_(self.batch_size**2)
+
+    def _add_sums_over_pairs(self, gram: Tensor, rows: int, layers: list[tuple[Tensor, Tensor]]) -> None:
+        """Add sums over pairs of rows to the upper triangle, block by block of workers, without the blocks below."""
+        replicas, h = gram.shape[:2]
+        at_once = workers_at_once(rows)
+        for first in range(0, h, at_once):
+            last = min(first + at_once, h)
+            kernel = None
+            for x, delta in layers:
+                of_delta = delta[:, first * rows : last * rows].bmm(delta[:, first * rows :].mT)
+                of_x = x[:, first * rows : last * rows].bmm(x[:, first * rows :].mT)
+                product = of_x.add_(1).mul_(of_delta)
+                kernel = product if kernel is None else kernel.add_(product)
+            if kernel is not None:
+                sums = kernel.view(replicas, last - first, rows, h - first, rows).sum((2, 4))
+                gram[:, first:last, first:] += sums
+
+    def _add_products_of_formed(self, gram: Tensor, x: Tensor, delta: Tensor) -> None:
+        """Add the inner products of a layer's gradients, formed a few replicas or a few of their rows at a time."""
+        h, fan_in, fan_out = self.workers, x.shape[-1], delta.shape[-1]
+        numbers = FORMED_AT_ONCE[x.device.type]
+        at_once, columns = max(1, numbers // (h * fan_in * fan_out)), max(1, numbers // (h * fan_out))
+        for part, some, of_some in zip(gram.split(at_once), x.split(at_once), delta.split(at_once), strict=True):
+            of_bias = self._by_worker(of_some).sum(1).unflatten(0, (-1, h))
+            products = of_bias.bmm(of_bias.mT).double()
+            for piece in some.split(columns, -1):
+                formed = outer_sums(self._by_worker(piece), self._by_worker(of_some)).unflatten(0, (-1, h)).flatten(2)
+                products += formed.bmm(formed.mT)
+            part += products
 
     def weighted(self, weights: Tensor, common: bool = False) -> list["Part"]:
         """`sum_i w_i G_i` for `weights [R, h]`, in groups of replicas and as two factors per layer.
@@ -147,14 +175,13 @@ class WorkerGradients:
 
     def _formed(self, x: Tensor, delta: Tensor) -> tuple[Tensor, Tensor]:
         """One layer's gradients, flat: weights [R, h, in out] and biases [R, h, out]."""
-        weight, bias = self._sums(x, delta)
-        return weight / self.batch_size, bias / self.batch_size
+        by_worker = self._by_worker(delta)
+        weight, bias = outer_sums(self._by_worker(x), by_worker), by_worker.sum(1)
+        return tuple(part.unflatten(0, (-1, self.workers)).flatten(2) / self.batch_size for part in (weight, bias))  # type: ignore[return-value]
 
-    def _sums(self, x: Tensor, delta: Tensor) -> tuple[Tensor, Tensor]:
-        """The same times the batch size."""
-        replicas, h, rows = x.shape[0], self.workers, x.shape[1] // self.workers
-        x, delta = x.reshape(replicas * h, rows, -1), delta.reshape(replicas * h, rows, -1)
-        return x.mT.bmm(delta).view(replicas, h, -1), delta.sum(1).view(replicas, h, -1)
+    def _by_worker(self, rows: Tensor) -> Tensor:
+        """[R, S, k] -> [R h, rows of a worker, k]."""
+        return rows.reshape(rows.shape[0] * self.workers, rows.shape[1] // self.workers, rows.shape[2])
 
     def _unflatten(self, vectors: Tensor) -> list[tuple[Tensor, Tensor]]:
         return unflatten(vectors, [(x.shape[-1], d.shape[-1]) for x, d in zip(self.inputs, self.deltas, strict=True)])
@@ -185,13 +212,19 @@ def worker_gradients(
 
 
 def cheaper_branch(workers: int, rows: int, fan_in: int, fan_out: int) -> Branch:
-    """The way to a layer's Gram matrix that takes fewer multiply-adds: over pairs of rows, or formed gradients.
+    """The cheaper way to a layer's Gram matrix, by its multiply-adds: over pairs of rows, or formed gradients.
 
     `rows` is what each worker has in the layer: its samples, times the positions of a convolution.
     """
-    over_pairs = (workers * rows) ** 2 * (fan_in + fan_out)
-    formed = (workers * rows + workers**2) * fan_in * fan_out
+    every, block = workers * rows, min(workers, workers_at_once(rows)) * rows
+    over_pairs = every * (every + block) // 2 * (fan_in + fan_out)
+    formed = (every + workers**2 + PER_FORMED * workers) * fan_in * fan_out
     return "samples" if over_pairs <= formed else "gradients"
+
+
+def workers_at_once(rows: int) -> int:
+    """How many workers' rows meet all later ones in one matrix product."""
+    return max(1, PAIRED_AT_ONCE // rows)
 
 
 def unflatten(vectors: Tensor, layers: Sequence[tuple[int, int]]) -> list[tuple[Tensor, Tensor]]:

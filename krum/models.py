@@ -88,9 +88,8 @@ class MLP:
     def forward(self, parameters: "Parameters", samples: "Tensor") -> tuple[list["Tensor"], list["Tensor"], "Tensor"]:
         inputs = [samples]
         for weight, bias in parameters[:-1]:
-            inputs.append(bias[:, None].baddbmm(inputs[-1], weight).relu_())
-        weight, bias = parameters[-1]
-        return inputs, inputs, bias[:, None].baddbmm(inputs[-1], weight)
+            inputs.append(affine(inputs[-1], weight, bias).relu_())
+        return inputs, inputs, affine(inputs[-1], *parameters[-1])
 
     def backward(self, parameters: "Parameters", activations: list["Tensor"], at_logits: "Tensor") -> list["Tensor"]:
         deltas = [at_logits]
@@ -124,16 +123,16 @@ class ConvNet:
         self.channels = [1, *channels]
         self.layers = [(fan_in * kernel**2, fan_out) for fan_in, fan_out in itertools.pairwise(self.channels)]
         self.layers.append((self.channels[-1] * self.sides[-1] ** 2, classes))
+        self._places: dict[int, Tensor] = {}  # see _unfold
 
     def forward(self, parameters: "Parameters", samples: "Tensor") -> tuple[list["Tensor"], list["Tensor"], "Tensor"]:
         replicas, count, _ = samples.shape
         inputs, activations = [], [samples]
-        for (weight, bias), side, depth in zip(parameters[:-1], self.sides, self.channels, strict=False):
-            inputs.append(self._unfold(activations[-1].reshape(replicas, count, side, side * depth), depth))
-            activations.append(bias[:, None].baddbmm(inputs[-1], weight).relu_())
-        weight, bias = parameters[-1]
+        for layer, (weight, bias) in enumerate(parameters[:-1]):
+            inputs.append(self._unfold(activations[-1].view(replicas, count, -1), layer))
+            activations.append(affine(inputs[-1], weight, bias).relu_())
         inputs.append(activations[-1].view(replicas, count, -1))
-        return inputs, activations, bias[:, None].baddbmm(inputs[-1], weight)
+        return inputs, activations, affine(inputs[-1], *parameters[-1])
 
     def backward(self, parameters: "Parameters", activations: list["Tensor"], at_logits: "Tensor") -> list["Tensor"]:
         replicas, count, _ = at_logits.shape
@@ -144,23 +143,56 @@ class ConvNet:
             deltas.append(_through_relu(at_input, activations[layer]))
         return deltas[::-1]
 
-    def _unfold(self, maps: "Tensor", depth: int) -> "Tensor":
-        """`[R, S, side, side C]` -> `[R, S P, kernel^2 C]`."""
-        rows = maps.unfold(2, self.kernel, self.stride)  # [R, S, down, side C, kernel]
-        windows = rows.unfold(3, self.kernel * depth, self.stride * depth)  # [R, S, down, across, kernel, kernel C]
-        replicas, count, down, across = windows.shape[:4]
-        return windows.reshape(replicas, count * down * across, -1)
+    def _unfold(self, maps: "Tensor", layer: int) -> "Tensor":
+        """`[R, S, side^2 C]` -> `[R, S P, kernel^2 C]`."""
+        replicas, count, width = maps.shape
+        if layer not in self._places:
+            self._places[layer] = self._windows(layer).to(maps.device)
+        places = self._places[layer]
+        taken = maps.reshape(replicas * count, width).index_select(1, places)
+        return taken.view(replicas, -1, self.layers[layer][0])
+
+    def _windows(self, layer: int) -> "Tensor":
+        """Which number of a map stands where in its windows, one after the other."""
+        import torch
+
+        side, depth = self.sides[layer], self.channels[layer]
+        numbers = torch.arange(side * side * depth).view(side, side, depth)
+        windows = numbers.unfold(0, self.kernel, self.stride).unfold(1, self.kernel, self.stride)
+        return windows.permute(0, 1, 3, 4, 2).flatten()  # [down, across, C, kernel, kernel], channels last
 
     def _fold(self, unfolded: "Tensor", layer: int, replicas: int, count: int) -> "Tensor":
         """The reverse of `_unfold`, summing where windows overlap: `[R, S P, kernel^2 C]` -> `[R, S side^2, C]`."""
         before, after, depth = self.sides[layer], self.sides[layer + 1], self.channels[layer]
         windows = unfolded.view(replicas, count, after, after, self.kernel, self.kernel, depth)
         maps = unfolded.new_zeros((replicas, count, before, before, depth))
-        reach = self.stride * (after - 1) + 1
-        for down, across in itertools.product(range(self.kernel), repeat=2):
-            part = maps[:, :, down : down + reach : self.stride, across : across + reach : self.stride]
-            part += windows[:, :, :, :, down, across]
+        for down, across in itertools.product(range(after), repeat=2):
+            top, left = down * self.stride, across * self.stride
+            maps[:, :, top : top + self.kernel, left : left + self.kernel] += windows[:, :, down, across]
         return maps.view(replicas, count * before**2, depth)
+
+
+# Matrix products whose result has fewer columns than this are several times faster the other way round.
+NARROW = 16
+
+
+def affine(x: "Tensor", weight: "Tensor", bias: "Tensor") -> "Tensor":
+    """`x W + bias` for `x [R, S, in]`: [R, S, out], contiguous."""
+    if weight.shape[-1] >= NARROW:
+        return bias[:, None].baddbmm(x, weight)
+    return weight.mT.bmm(x.mT).add_(bias[..., None]).mT.contiguous()
+
+
+def outer_sums(x: "Tensor", delta: "Tensor") -> "Tensor":
+    """`x^T delta`, the sum of the rows' outer products: [k, S, in] and [k, S, out] -> [k, in, out]."""
+    return x.mT.bmm(delta) if delta.shape[-1] >= NARROW else delta.mT.bmm(x).mT
+
+
+def add_outer_sums(total: "Tensor", x: "Tensor", delta: "Tensor", scale: float = 1.0) -> "Tensor":
+    """Add `scale x^T delta` to `total [k, in, out]`, in place."""
+    if delta.shape[-1] >= NARROW:
+        return total.baddbmm_(x.mT, delta, alpha=scale)
+    return total.add_(outer_sums(x, delta), alpha=scale)
 
 
 def _through_relu(delta: "Tensor", activation: "Tensor") -> "Tensor":

@@ -276,10 +276,10 @@ class Simulation:
             step, group = rate * part.scale, part.replicas
             for (weight, bias), (x, delta) in zip(parameters, part.factors, strict=True):
                 if group is None:
-                    weight.baddbmm_(x.mT, delta, alpha=-step)
+                    models.add_outer_sums(weight, x, delta, -step)
                     bias.sub_(delta.sum(1), alpha=step)
                 else:
-                    weight[group] = weight[group].baddbmm_(x.mT, delta, alpha=-step)
+                    weight[group] = models.add_outer_sums(weight[group], x, delta, -step)
                     bias[group] = bias[group].sub_(delta.sum(1), alpha=step)
 
     def _descend(self, rate: float, vector: Tensor) -> None:
@@ -371,16 +371,23 @@ class Simulation:
             for training, held_out in splits
         ]
         self._held_out = [
-            (self._prepared(replica, torch.from_numpy(held_out)), self._labels[torch.from_numpy(held_out)])
-            for replica, (_, held_out) in enumerate(splits)
+            (self._samples(index[None], torch.tensor([replica]))[0], self._labels[index])
+            for replica, index in enumerate(torch.from_numpy(held_out).to(self.device) for _, held_out in splits)
         ]
 
-    def _prepared(self, replica: int, index: Tensor) -> Tensor:
-        """Samples by index, as the replica's training fold standardises them."""
-        samples = self._features[index.to(self.device)]
-        if self._shift is None or self._scale is None:
-            return samples
-        return (samples - self._shift[replica]) * self._scale[replica]
+    def _samples(self, index: Tensor, replicas: Tensor | None = None, memory: Tensor | None = None) -> Tensor:
+        """The samples `index [r, s]` of some replicas, all by default, as their training folds standardise them.
+
+        Written to `memory [r, s, features]` if given: the system's fresh pages cost as much as the copy.
+        """
+        if memory is None:
+            memory = self._features.new_empty((*index.shape, self._features.shape[1]))
+        torch.index_select(self._features, 0, index.view(-1), out=memory.view(-1, memory.shape[-1]))
+        if self._shift is not None and self._scale is not None:
+            everyone = replicas is None
+            memory.sub_(self._shift if everyone else self._shift[replicas])
+            memory.mul_(self._scale if everyone else self._scale[replicas])
+        return memory
 
     def _initialise(self) -> None:
         self.parameters = self._initial_parameters("initial weights")
@@ -393,7 +400,8 @@ class Simulation:
         self._coin_generators = [np.random.default_rng(stream(seed, "rule")) for seed in self.seeds]
         self._coin = torch.zeros(self.replicas, dtype=torch.float64, device=self.device)
         self._drawn = torch.empty(0)
-        self._batch: Tensor | None = None
+        self._batch: Tensor | None = None  # memory that serves every round
+        self._estimate: Tensor | None = None
 
     def _initial_parameters(self, role: str) -> Parameters:
         starts = [models.initialise(self.model, np.random.default_rng(stream(seed, role))) for seed in self.seeds]
@@ -421,13 +429,8 @@ class Simulation:
                 drawn[:, replica] = of_all[:, : self.honest].reshape(ROUNDS_DRAWN_AT_ONCE, -1)
             self._drawn = torch.from_numpy(drawn).to(self.device)
         index = self._drawn[turn]
-        if self._batch is None:
-            self._batch = self._features.new_empty((*index.shape, self._features.shape[1]))
-        samples = self._batch  # its memory serves every round: the system's pages cost as much as the copy
-        torch.index_select(self._features, 0, index.view(-1), out=samples.view(-1, samples.shape[-1]))
-        if self._shift is not None and self._scale is not None:
-            samples = samples.sub_(self._shift).mul_(self._scale)
-        return samples, self._labels[index]
+        self._batch = self._samples(index, memory=self._batch)
+        return self._batch, self._labels[index]
 
     def _full_gradient(self, replicas: Tensor, samples: int | None = None) -> Tensor:
         """The gradient of the mean loss over some replicas' whole training folds, flat [r, d].
@@ -445,7 +448,7 @@ class Simulation:
             if squares is not None:
                 squares += (each.squared_norms / shares.where(shares > 0, 1)).sum(-1)
             for (weight, bias), inputs, deltas in zip(totals, each.inputs, each.deltas, strict=True):
-                weight.baddbmm_(inputs.mT, deltas)
+                models.add_outer_sums(weight, inputs, deltas)
                 bias += deltas.sum(1)
         return torch.cat([part.flatten(1) for pair in totals for part in pair], 1)
 
@@ -457,8 +460,9 @@ class Simulation:
                 training = self._training[replica]
                 drawn.append(training[self._attack_generators[replica].integers(len(training), size=samples)])
             for index in torch.from_numpy(np.stack(drawn)).to(self.device).split(SAMPLES_AT_ONCE, 1):
-                x = self._standardised(self._features[index], replicas)
-                yield x, self._labels[index], x.new_full(index.shape, 1 / samples)
+                fits = self._estimate is not None and self._estimate.shape[:2] == index.shape
+                self._estimate = self._samples(index.contiguous(), replicas, self._estimate if fits else None)
+                yield self._estimate, self._labels[index], self._features.new_full(index.shape, 1 / samples)
             return
         x, labels, shares = self._folds
         blocks = zip(*(part.split(SAMPLES_AT_ONCE, 1) for part in (x, labels, shares)), strict=True)
@@ -478,7 +482,7 @@ class Simulation:
             longest = max(len(training) for training in self._training)
             padded = np.stack([np.pad(training, (0, longest - len(training))) for training in self._training])
             index = torch.from_numpy(padded).to(self.device)
-            x = self._standardised(self._features[index], torch.arange(self.replicas, device=self.device))
+            x = self._samples(index)
             labels, shares = self._labels[index], x.new_zeros(index.shape)
             for row, training in zip(shares, self._training, strict=True):
                 row[: len(training)] = 1 / len(training)
@@ -488,17 +492,11 @@ class Simulation:
             row[torch.from_numpy(training).to(self.device)] = 1 / len(training)
         return self._features.expand(self.replicas, -1, -1), self._labels.expand(self.replicas, -1), shares
 
-    def _standardised(self, samples: Tensor, replicas: Tensor) -> Tensor:
-        if self._shift is None or self._scale is None:
-            return samples
-        return (samples - self._shift[replicas]) * self._scale[replicas]
-
     def _wrong_model(self) -> Tensor:
         """The parameters [R, d] of the same model, trained to answer the class after the right one."""
         if self._target is None:
             parameters = self._initial_parameters("wrong model")
             generators = [np.random.default_rng(stream(seed, "wrong model's batches")) for seed in self.seeds]
-            everyone = torch.arange(self.replicas, device=self.device)
             ones = self._features.new_ones((self.replicas, 1))
             for _ in range(WRONG_MODEL_ROUNDS):
                 drawn = [
@@ -507,8 +505,7 @@ class Simulation:
                 ]
                 index = torch.from_numpy(np.stack(drawn)).to(self.device)
                 wrong = (self._labels[index] + 1) % self.dataset.classes
-                samples = self._standardised(self._features[index], everyone)
-                gradients = worker_gradients(self.model, parameters, samples, wrong, workers=1)
+                gradients = worker_gradients(self.model, parameters, self._samples(index), wrong, workers=1)
                 self._descend_by_samples(WRONG_MODEL_RATE, gradients, ones, True, parameters)
             self._target = torch.cat([part.flatten(1) for pair in parameters for part in pair], 1)
         return self._target

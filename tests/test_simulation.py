@@ -189,7 +189,7 @@ def test_gradient_statistics(make_cell, few_samples):
     recorded = simulation.record()
     for replica, training in enumerate(simulation._training):
         own = [(w[replica : replica + 1], b[replica : replica + 1]) for w, b in simulation.parameters]
-        x = simulation._prepared(replica, torch.from_numpy(training))[None]
+        x = simulation._samples(torch.from_numpy(training)[None], torch.tensor([replica]))
         each = worker_gradients(simulation.model, own, x, simulation._labels[training][None], len(training)).vectors()[
             0
         ]
@@ -260,7 +260,7 @@ def test_seeds_share_folds_in_turn(make_cell, few_samples):
 def test_standardisation_is_fitted_on_the_training_fold(make_cell, few_samples):
     simulation = Simulation(make_cell(), few_samples, seeds=range(3))
     for replica, training in enumerate(simulation._training):
-        prepared = simulation._prepared(replica, torch.from_numpy(training)).double()
+        prepared = simulation._samples(torch.from_numpy(training)[None], torch.tensor([replica]))[0].double()
         assert torch.allclose(prepared.mean(0), torch.zeros(57, dtype=torch.float64), atol=1e-5)
         assert torch.allclose(prepared.std(0, correction=0), torch.ones(57, dtype=torch.float64), atol=1e-5)
         assert simulation._held_out[replica][0].mean(0).abs().max() > 1e-3
