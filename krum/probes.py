@@ -110,13 +110,19 @@ def _resilience(rng: np.random.Generator, workers: int, f: int, dimension: int, 
     honest = sigma * rng.standard_normal((trials, h, dimension))
     honest[..., 0] += 1  # g is the first unit vector
     sine = eta(workers, f) * noise
+    centre = honest.mean(1, keepdims=True)
+    centred = honest - centre
+    gram = np.zeros((trials, workers, workers))
+    gram[:, :h, :h] = centred @ centred.swapaxes(1, 2)
     rows = []
     for attack, sent in _attackers(honest, f, sigma, rng).items():
-        vectors = np.concatenate([honest, np.broadcast_to(sent, (trials, f, dimension))], 1)
-        centred = vectors - honest.mean(1, keepdims=True)
-        squared = distances.from_gram(torch.from_numpy(centred @ centred.swapaxes(1, 2)))
-        winners = AGGREGATORS["krum"](squared, f).argmax(-1).numpy()
-        expectation = vectors[np.arange(trials), winners].mean(0)
+        off_centre = sent - centre
+        gram[:, :h, h:] = centred @ off_centre.swapaxes(1, 2)
+        gram[:, h:, h:] = off_centre @ off_centre.swapaxes(1, 2)
+        winners = AGGREGATORS["krum"](distances.from_gram(torch.from_numpy(gram)), f).argmax(-1).numpy()
+        byzantine = np.minimum(winners - h, sent.shape[1] - 1)  # where all send one vector, it stands once
+        chosen = [honest[t, w] if w < h else sent[t, k] for t, (w, k) in enumerate(zip(winners, byzantine, strict=True))]
+        expectation = np.mean(chosen, 0)
         rows.append(
             {
                 "workers": workers,
