@@ -1,4 +1,4 @@
-# The whole dataflow: data -> curves, probes -> results -> figures and claims. One job per curve, all its seeds inside.
+# The whole dataflow: data -> curves, probes -> results -> figures and claims. One job per few curves, all their seeds inside.
 import json
 import sys
 
@@ -18,7 +18,6 @@ report: "docs/workflow.rst"
 
 wildcard_constraints:
     experiment="|".join(PLAN.experiments),
-    curve="|".join(PLAN.cells) or "-",
     probe="|".join(PLAN.probes) or "-",
 
 
@@ -50,23 +49,28 @@ rule data:
         "python -m krum data {wildcards.dataset} --output {output} > {log} 2>&1"
 
 
-rule curve:
-    input:
-        lambda wildcards: f"data/{PLAN.cells[wildcards.curve].dataset}.verified",
-    output:
-        f"{RESULTS}/curves/{{curve}}.parquet",
-    log:
-        f"logs/{RESULTS}/{{curve}}.log",
-    conda:
-        "environment.yml"
-    threads: 1
-    params:
-        cell=lambda wildcards: PLAN.cells[wildcards.curve].to_json(),
-        digest=lambda wildcards: PLAN.digest(wildcards.curve),  # a change of code runs it again
-        device=PLAN.device,
-    shell:
-        "python -m krum curve --cell {params.cell:q} --device {params.device} --threads {threads}"
-        " --output {output} > {log} 2>&1"
+for sweep in PLAN.sweeps:
+
+    rule:
+        name:
+            f"curves_{sweep.name}"
+        input:
+            f"data/{sweep.cells[0].dataset}.verified",
+        output:
+            sweep.files,
+        log:
+            f"logs/{RESULTS}/{sweep.name}.log",
+        priority: sweep.priority  # the longest first, so that no core waits for the last one
+        conda:
+            "environment.yml"
+        threads: 1
+        params:
+            cells=[cell.to_json() for cell in sweep.cells],
+            digest=sweep.digest,  # a change of code runs it again
+            device=PLAN.device,
+        shell:
+            "python -m krum curve --cell {params.cells:q} --device {params.device} --threads {threads}"
+            " --output {output} > {log} 2>&1"
 
 
 rule probe:

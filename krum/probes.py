@@ -121,7 +121,9 @@ def _resilience(rng: np.random.Generator, workers: int, f: int, dimension: int, 
         gram[:, h:, h:] = off_centre @ off_centre.swapaxes(1, 2)
         winners = AGGREGATORS["krum"](distances.from_gram(torch.from_numpy(gram)), f).argmax(-1).numpy()
         byzantine = np.minimum(winners - h, sent.shape[1] - 1)  # where all send one vector, it stands once
-        chosen = [honest[t, w] if w < h else sent[t, k] for t, (w, k) in enumerate(zip(winners, byzantine, strict=True))]
+        chosen = [
+            honest[t, w] if w < h else sent[t, k] for t, (w, k) in enumerate(zip(winners, byzantine, strict=True))
+        ]
         expectation = np.mean(chosen, 0)
         rows.append(
             {

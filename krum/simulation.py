@@ -302,10 +302,12 @@ class Simulation:
         its logits is the greatest of them, the first NaN if there are several.
         """
         errors, losses = [], []
-        for replica, (samples, labels) in enumerate(self._held_out):
+        for replica, held_out in enumerate(self._held_out):
             own = [(weight[replica : replica + 1], bias[replica : replica + 1]) for weight, bias in self.parameters]
-            parts = [self.model.forward(own, part[None])[-1][0] for part in samples.split(SAMPLES_AT_ONCE)]
-            logits = torch.cat(parts)
+            blocks = [index[None] for index in held_out.split(SAMPLES_AT_ONCE)]
+            one = torch.tensor([replica])
+            logits = torch.cat([self.model.forward(own, self._samples(index, one))[-1][0] for index in blocks])
+            labels = self._labels[held_out]
             errors.append(1 - (logits.argmax(-1) == labels).double().mean().item())
             losses.append(torch.nn.functional.cross_entropy(logits, labels).item())
         finite = torch.stack([part.flatten(1).isfinite().all(-1) for pair in self.parameters for part in pair]).all(0)
@@ -370,10 +372,7 @@ class Simulation:
             float((samples.labels[held_out] != np.bincount(samples.labels[training]).argmax()).mean())
             for training, held_out in splits
         ]
-        self._held_out = [
-            (self._samples(index[None], torch.tensor([replica]))[0], self._labels[index])
-            for replica, index in enumerate(torch.from_numpy(held_out).to(self.device) for _, held_out in splits)
-        ]
+        self._held_out = [torch.from_numpy(held_out).to(self.device) for _, held_out in splits]
 
     def _samples(self, index: Tensor, replicas: Tensor | None = None, memory: Tensor | None = None) -> Tensor:
         """The samples `index [r, s]` of some replicas, all by default, as their training folds standardise them.

@@ -232,7 +232,7 @@ class TestGaussian:
 
     def test_a_weighted_sum_has_the_drawn_inner_products(self, make_cell, few_samples):
         """One vector is drawn for the sum of several; its products follow from theirs."""
-        simulation, gradients, byzantine, (with_honest, among) = self.drawn(make_cell, few_samples, range(3))
+        _, gradients, byzantine, (with_honest, among) = self.drawn(make_cell, few_samples, range(3))
         with torch.inference_mode():
             weights = torch.linspace(0, 1, 3 * byzantine.adversary.byzantine, dtype=torch.float64).view(3, -1)
             honest = gradients.vectors()

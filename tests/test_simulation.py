@@ -86,7 +86,7 @@ def test_a_diverged_replica_is_recorded_and_harms_nobody(make_cell, few_samples,
     for column in COLUMNS:
         for replica in (0, 2):
             assert good[column][replica] == bad[column][replica] or np.isnan(good[column][replica])
-    labels = poisoned._held_out[1][1]
+    labels = poisoned._labels[poisoned._held_out[1]]
     assert bad["test_error"][1] == pytest.approx((labels != 0).double().mean().item())
 
 
@@ -243,7 +243,7 @@ def test_majority_error(make_cell, few_samples):
     simulation = Simulation(make_cell(), few_samples, seeds=range(3))
     for replica, training in enumerate(simulation._training):
         answer = few_samples.labels[training].mean() > 0.5
-        held_out = simulation._held_out[replica][1].numpy()
+        held_out = few_samples.labels[simulation._held_out[replica].numpy()]
         expected = (held_out != int(answer)).mean()
         assert set(columns["majority_error"][columns["seed"] == replica]) == {expected}
 
@@ -263,7 +263,8 @@ def test_standardisation_is_fitted_on_the_training_fold(make_cell, few_samples):
         prepared = simulation._samples(torch.from_numpy(training)[None], torch.tensor([replica]))[0].double()
         assert torch.allclose(prepared.mean(0), torch.zeros(57, dtype=torch.float64), atol=1e-5)
         assert torch.allclose(prepared.std(0, correction=0), torch.ones(57, dtype=torch.float64), atol=1e-5)
-        assert simulation._held_out[replica][0].mean(0).abs().max() > 1e-3
+        held_out = simulation._samples(simulation._held_out[replica][None], torch.tensor([replica]))[0]
+        assert held_out.mean(0).abs().max() > 1e-3
 
 
 def test_no_array_of_all_gradients_is_formed(make_cell, few_samples):
