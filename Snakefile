@@ -1,10 +1,10 @@
-# The whole dataflow: data -> curves, probes -> results -> figures and claims. One job per few curves, all their seeds inside.
+# The whole dataflow: data -> curves, probes -> results -> figures and claims. One job per curve, all its seeds inside.
 import json
 import sys
 
 sys.path.insert(0, workflow.basedir)
 
-from krum import planning
+from krum import planning, warm
 
 planning.prefer_this_python()
 planning.clear_stale_locks()
@@ -17,8 +17,8 @@ report: "docs/workflow.rst"
 
 
 wildcard_constraints:
-    experiment="|".join(PLAN.experiments),
-    probe="|".join(PLAN.probes) or "-",
+    experiment=planning.one_of(PLAN.experiments),
+    probe=planning.one_of(PLAN.probes),
 
 
 rule all:
@@ -46,31 +46,36 @@ rule data:
     conda:
         "environment.yml"
     shell:
-        "python -m krum data {wildcards.dataset} --output {output} > {log} 2>&1"
+        "python -m krum.warm data {wildcards.dataset} --output {output} > {log} 2>&1"
 
 
-for sweep in PLAN.sweeps:
+rule curve:
+    input:
+        lambda wildcards: f"data/{PLAN.cells[wildcards.curve].dataset}.verified",
+    output:
+        f"{RESULTS}/curves/{{curve}}.parquet",
+    log:
+        f"logs/{RESULTS}/{{curve}}.log",
+    wildcard_constraints:
+        curve=planning.one_of(PLAN.short_curves),
+    conda:
+        "environment.yml"
+    threads: 1
+    params:
+        cell=lambda wildcards: PLAN.cells[wildcards.curve].to_json(),
+        digest=lambda wildcards: PLAN.digest(wildcards.curve),  # a change of code runs it again
+        device=PLAN.device,
+    shell:
+        "python -m krum.warm curve --cell {params.cell:q} --device {params.device} --threads {threads}"
+        " --output {output} > {log} 2>&1"
 
-    rule:
-        name:
-            f"curves_{sweep.name}"
-        input:
-            f"data/{sweep.cells[0].dataset}.verified",
-        output:
-            sweep.files,
-        log:
-            f"logs/{RESULTS}/{sweep.name}.log",
-        priority: sweep.priority  # the longest first, so that no core waits for the last one
-        conda:
-            "environment.yml"
-        threads: 1
-        params:
-            cells=[cell.to_json() for cell in sweep.cells],
-            digest=sweep.digest,  # a change of code runs it again
-            device=PLAN.device,
-        shell:
-            "python -m krum curve --cell {params.cells:q} --device {params.device} --threads {threads}"
-            " --output {output} > {log} 2>&1"
+
+use rule curve as long_curve with:  # begun first, so that no core waits for the last one
+    log:
+        f"logs/{RESULTS}/{{curve}}.log",
+    wildcard_constraints:
+        curve=planning.one_of(PLAN.long_curves),
+    priority: 1
 
 
 rule probe:
@@ -85,7 +90,7 @@ rule probe:
         probe=lambda wildcards: PLAN.probes[wildcards.probe].to_json(),
         digest=lambda wildcards: PLAN.probe_digest(wildcards.probe),
     shell:
-        "python -m krum probe --probe {params.probe:q} --output {output} > {log} 2>&1"
+        "python -m krum.warm probe --probe {params.probe:q} --output {output} > {log} 2>&1"
 
 
 rule results:
@@ -101,7 +106,7 @@ rule results:
     params:
         overrides=json.dumps(PLAN.overrides),
     shell:
-        "python -m krum collect {input.experiment} {input.parts} --overrides {params.overrides:q}"
+        "python -m krum.warm collect {input.experiment} {input.parts} --overrides {params.overrides:q}"
         " --output {output} > {log} 2>&1"
 
 
@@ -124,7 +129,7 @@ rule figure:
         stem=f"{FIGURES}/{{experiment}}",
         digest=PLAN.figure_digest("plots", "statistics", "report", "theory"),
     shell:
-        "python -m krum figure {input} --output {params.stem} > {log} 2>&1"
+        "python -m krum.warm figure {input} --output {params.stem} > {log} 2>&1"
 
 
 rule claims:
@@ -141,7 +146,7 @@ rule claims:
     params:
         digest=PLAN.figure_digest("claims", "statistics", "report", "theory"),
     shell:
-        "python -m krum claims {input.results} --output {output.claims} --captions {output.captions} > {log} 2>&1"
+        "python -m krum.warm claims {input.results} --output {output.claims} --captions {output.captions} > {log} 2>&1"
 
 
 rule scorecard:
@@ -157,7 +162,11 @@ rule scorecard:
     params:
         digest=PLAN.figure_digest("report"),
     shell:
-        "python -m krum scorecard {input} --page {output.page} --table {output.table} > {log} 2>&1"
+        "python -m krum.warm scorecard {input} --page {output.page} --table {output.table} > {log} 2>&1"
+
+
+onstart:
+    warm.start()
 
 
 onsuccess:

@@ -19,31 +19,27 @@ def data(arguments: argparse.Namespace) -> None:
 
 
 def curve(arguments: argparse.Namespace) -> None:
-    """Simulate one or more cells, all their seeds."""
+    """Simulate one cell, all its seeds."""
     import torch
 
     from krum import simulation
 
     try:
-        cells = [experiment.Cell.from_json(text) for text in arguments.cell]
+        cell = experiment.Cell.from_json(arguments.cell)
     except (ValueError, TypeError, KeyError) as error:
         raise InputError(f"--cell: not a cell ({error}); take one from `python -m krum cells`") from None
-    if len(arguments.output) != len(cells):
-        raise InputError(f"--output: found {len(arguments.output)} files for {len(cells)} cells; give one each")
     device = simulation.pick_device(arguments.device)
     if arguments.threads < 1:
         raise InputError(f"--threads: found {arguments.threads}; give a positive number")
     torch.set_num_threads(arguments.threads)
-    samples = {name: datasets.load(name) for name in {cell.dataset for cell in cells}}
-    for cell, path in zip(cells, arguments.output, strict=True):
-        columns = simulation.simulate(cell, samples[cell.dataset], device=arguments.device, progress=_progress(cell))
-        source = {
-            "code": provenance.code_digest(cell),
-            "libraries": provenance.libraries(),
-            "data": datasets.DATASETS[cell.dataset].checksums,
-            "device": device.type,
-        }
-        store.write_curve(cell, columns, path, source)
+    columns = simulation.simulate(cell, device=arguments.device, progress=_progress(cell))
+    source = {
+        "code": provenance.code_digest(cell),
+        "libraries": provenance.libraries(),
+        "data": datasets.DATASETS[cell.dataset].checksums,
+        "device": device.type,
+    }
+    store.write_curve(cell, columns, arguments.output, source)
 
 
 def probe(arguments: argparse.Namespace) -> None:
@@ -183,8 +179,8 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("name", help="the data set")
     one.add_argument("--output", type=Path, help="where to note the checksums")
     one = command(curve)
-    one.add_argument("--cell", nargs="+", required=True, help="one or more cells as JSON texts, see `cells`")
-    one.add_argument("--output", type=Path, nargs="+", required=True, help="as many parquet files")
+    one.add_argument("--cell", required=True, help="the cell as JSON text, see `cells`")
+    one.add_argument("--output", type=Path, required=True, help="the parquet file")
     one.add_argument("--device", default="auto", help="auto (default), cpu or cuda")
     one.add_argument("--threads", type=int, default=1, help="CPU threads (default 1)")
     one = command(collect)

@@ -14,6 +14,7 @@ import sys
 import tempfile
 import zipfile
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -65,7 +66,19 @@ def dataset(*, fetch: Callable[[Path], None] | None = None, **facts: Any) -> Cal
 
 def load(name: str, folder: Path = DATA) -> Samples:
     """The whole data set, every byte checked. Raises InputError where a file is missing or not the published one."""
-    return lookup(DATASETS, name, "data set").read(folder)
+    entry = lookup(DATASETS, name, "data set")
+    return _KEPT[name] if folder == DATA and name in _KEPT else entry.read(folder)
+
+
+_KEPT: dict[str, Samples] = {}
+
+
+def keep_in_memory() -> None:
+    """Load what is there and not yet in memory, for the children of this process. Damaged files are left to them."""
+    for name, entry in DATASETS.items():
+        if name not in _KEPT and all(_find(DATA, file) for file in entry.checksums):
+            with suppress(InputError):
+                _KEPT[name] = entry.read(DATA)
 
 
 def obtain(name: str, folder: Path = DATA) -> dict[str, str]:

@@ -4,8 +4,7 @@ import hashlib
 import json
 import os
 import sys
-from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
@@ -31,29 +30,7 @@ CATEGORIES = {
 KEEP_CLAIMS = {"rounds", "evaluate_every", "seeds", "folds"}  # overrides that leave every cell where it is
 CONFIG = {"results": "results", "figures": "figures", "device": "auto", "overrides": {}}
 
-
-WORK_AT_ONCE = 8e11  # multiply-adds of a job with several curves, about 20 seconds
-WORK_PER_ROUND = 1.5e8  # what a round costs beside its arithmetic
-
-
-@dataclass(frozen=True)
-class Sweep:
-    """Curves that one job computes, all with the same data, rule and attack."""
-
-    name: str
-    cells: Sequence[Cell]
-    files: Sequence[str]  # one per cell
-    work: float  # roughly its multiply-adds
-
-    @property
-    def priority(self) -> int:
-        """Snakemake starts what has a higher one first."""
-        return round(self.work / 1e9)
-
-    @property
-    def digest(self) -> str:
-        """The digest of the code that decides its curves."""
-        return provenance.code_digest(self.cells[0])
+LONG = 5e11  # multiply-adds
 
 
 @dataclass(frozen=True)
@@ -77,35 +54,15 @@ class Plan:
         """Every other measurement to take, by file name."""
         return {probe.slug: probe for spec in self.experiments.values() for probe in spec.probes}
 
-    @cached_property
-    def sweeps(self) -> list[Sweep]:
-        """All curves, those of one job together.
+    @property
+    def long_curves(self) -> list[str]:
+        """The curves that take more than about half a minute."""
+        return [name for name, cell in self.cells.items() if work(cell) > LONG]
 
-        Starting Python and loading the data take longer than many a curve. A job holds curves that the same figures
-        show and that the same code computes, so that a figure, and an edit, run no curve that they do not need; and no
-        more than about `WORK_AT_ONCE`, for a killed job begins again.
-        """
-        shown: dict[str, set[str]] = defaultdict(set)  # in which experiments
-        for name, spec in self.experiments.items():
-            for cell in spec.cells:
-                shown[cell.slug].add(name)
-        alike: dict[tuple, list[list[str]]] = {}
-        for slug, cell in self.cells.items():
-            key = (cell.dataset, cell.model, cell.aggregator, cell.compare_with, cell.attack, frozenset(shown[slug]))
-            jobs = alike.setdefault(key, [[]])
-            if jobs[-1] and sum(work(self.cells[curve]) for curve in [*jobs[-1], slug]) > WORK_AT_ONCE:
-                jobs.append([])
-            jobs[-1].append(slug)
-        names: Counter[str] = Counter()
-        sweeps = []
-        for curves in [curves for jobs in alike.values() for curves in jobs]:
-            first = self.cells[curves[0]]
-            name = f"{first.dataset}_{first.aggregator}_{first.attack}"
-            names[name] += 1
-            files = [f"{self.results}/curves/{curve}.parquet" for curve in curves]
-            total = sum(work(self.cells[curve]) for curve in curves)
-            sweeps.append(Sweep(f"{name}_{names[name]}", [self.cells[curve] for curve in curves], files, total))
-        return sweeps
+    @property
+    def short_curves(self) -> list[str]:
+        """The others."""
+        return [name for name, cell in self.cells.items() if work(cell) <= LONG]
 
     def part_files(self, name: str) -> list[str]:
         """The curves and probes of an experiment, in the order of its YAML."""
@@ -121,6 +78,10 @@ class Plan:
     def figure_files(self, name: str) -> list[str]:
         """The figure of an experiment, in its formats."""
         return [f"{self.figures}/{name}.{ending}" for ending in ("png", "pdf")]
+
+    def digest(self, curve: str) -> str:
+        """The digest of the code that decides a curve."""
+        return provenance.code_digest(self.cells[curve])
 
     def probe_digest(self, probe: str) -> str:
         """The digest of the code that decides a probe."""
@@ -149,12 +110,17 @@ class Plan:
         return CATEGORIES[self.experiments[name].part]
 
 
+def one_of(names: Iterable[str]) -> str:
+    """A regular expression for one of the names, and for nothing where there are none."""
+    return "|".join(names) or "(?!)"
+
+
 def work(cell: Cell) -> float:
     """Roughly a curve's multiply-adds."""
     data = DATASETS[cell.dataset]
     parameters = models.dimension(models.build(cell.model, dict(cell.model_options), data.features, data.classes))
     samples = (cell.workers - cell.byzantine) * cell.batch_size + dict(cell.attack_options).get("samples", 0)
-    return cell.rounds * (WORK_PER_ROUND + 3 * cell.seeds * parameters * samples)
+    return 3.0 * cell.rounds * cell.seeds * parameters * samples
 
 
 def plan(root: Path, config: Mapping[str, Any]) -> Plan:

@@ -20,6 +20,8 @@ from krum.probes import PROBES
 PACKAGE = Path(__file__).resolve().parent
 ENGINE = ("adversary", "datasets", "distances", "gradients", "models", "simulation", "store")
 LIBRARIES = ("numpy", "pyarrow", "scikit-learn", "torch")
+# Read when the code is, so that an edit while this process works does not pass for what it computes.
+SOURCES = {path.stem: path.read_text(encoding="utf-8") for path in PACKAGE.glob("*.py")}
 
 
 def code_digest(cell: Cell) -> str:
@@ -63,13 +65,13 @@ def git_commit() -> str:
 
 @cache
 def _module(name: str) -> str:
-    return _dump(ast.parse((PACKAGE / f"{name}.py").read_text(encoding="utf-8")))
+    return _dump(ast.parse(SOURCES[name]))
 
 
 @cache
 def _registered(module: str, function: str, source: str | None = None) -> str:
     """A module without the registered functions that `function` does not use, directly or through others."""
-    tree = ast.parse((PACKAGE / f"{module}.py").read_text(encoding="utf-8") if source is None else source)
+    tree = ast.parse(SOURCES[module] if source is None else source)
     functions = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}
     registered = {name for name, node in functions.items() if node.decorator_list}
     used, waiting = set(), [function]

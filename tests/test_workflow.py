@@ -8,13 +8,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections import Counter
 from pathlib import Path
 
 import pytest
 import yaml
-
-from krum import planning, provenance
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -60,12 +57,8 @@ def snakemake(project, *arguments, check=True):
 
 
 def jobs(output):
-    """Planned jobs by rule, from Snakemake's table, all jobs that compute curves together."""
-    counts = Counter()
-    # the table stands there twice
-    for rule, count in dict(re.findall(r"^([\w.-]+) +(\d+)$", output, re.MULTILINE)).items():
-        counts["curve" if rule.startswith("curves_") else rule] += int(count)
-    return counts
+    """Planned jobs by rule, from Snakemake's table."""
+    return {rule: int(count) for rule, count in re.findall(r"^(\w+) +(\d+)$", output, re.MULTILINE)}
 
 
 def results(project):
@@ -116,36 +109,6 @@ def test_workflow(project):
     again = results(project)
     curves = [path for path in first if path.parent.name == "curves"]
     assert len(curves) == 8 and all(first[path] != again[path] for path in curves), "their code digest has changed"
-
-
-def test_a_job_holds_curves_of_the_same_code_and_figures():
-    plan = planning.plan(ROOT, {})
-    assert sorted(file for sweep in plan.sweeps for file in sweep.files) == sorted(
-        {file for name in plan.experiments for file in plan.part_files(name) if "/curves/" in file}
-    )
-    assert len({sweep.name for sweep in plan.sweeps}) == len(plan.sweeps) < 0.7 * len(plan.cells)
-    for sweep in plan.sweeps:
-        assert len({provenance.code_digest(cell) for cell in sweep.cells}) == 1
-        assert len({cell.dataset for cell in sweep.cells}) == 1
-        for spec in plan.experiments.values():
-            assert len({cell in spec.cells for cell in sweep.cells}) == 1, "a figure runs what it does not show"
-        assert len(sweep.cells) == 1 or sweep.work <= planning.WORK_AT_ONCE
-
-
-def test_a_sweep_is_one_job_and_the_same_curves(project):
-    """Several curves in one process have the bytes that each has alone."""
-    text = EXPERIMENT.replace("aggregator: [average, krum, median]", "aggregator: krum\n    batch_size: [1, 3]")
-    (project / "experiments" / "small.yaml").write_text(text.replace("[none, gaussian]", "gaussian"))
-    (project / "experiments" / "the-other.yaml").unlink()
-    assert jobs(snakemake(project, "-n"))["curve"] == 1
-    snakemake(project, "results/small.parquet")
-    cells = planning.plan(project, {}).sweeps[0].cells
-    assert [cell.batch_size for cell in cells] == [1, 3]
-    for cell in cells:
-        alone = project / "alone.parquet"
-        command = [sys.executable, "-m", "krum", "curve", "--cell", cell.to_json(), "--output", str(alone)]
-        subprocess.run(command, cwd=project, check=True, capture_output=True)
-        assert alone.read_bytes() == (project / "results" / "curves" / f"{cell.slug}.parquet").read_bytes()
 
 
 def test_a_killed_run_resumes_and_ends_in_the_same_bytes(project, tmp_path_factory):
