@@ -202,7 +202,7 @@ def worker_gradients(
     of the samples' losses.
     """
     inputs, activations, logits = model.forward(parameters, samples)
-    at_logits = logits.softmax(-1)
+    at_logits = logits.mT.contiguous().softmax(1).mT.contiguous()  # along few classes, several times faster
     labels = labels[..., None]
     at_logits.scatter_add_(-1, labels, at_logits.new_full((), -1).expand(labels.shape))
     if shares is not None:

@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from krum import experiment, planning
+
 ROOT = Path(__file__).resolve().parent.parent
 
 EXPERIMENT = """
@@ -58,7 +60,15 @@ def snakemake(project, *arguments, check=True):
 
 def jobs(output):
     """Planned jobs by rule, from Snakemake's table."""
-    return {rule: int(count) for rule, count in re.findall(r"^(\w+) +(\d+)$", output, re.MULTILINE)}
+    found = {rule: int(count) for rule, count in re.findall(r"^(\w+) +(\d+)$", output, re.MULTILINE)}
+    found["curve"] = found.get("curve", 0) + found.pop("long_curve", 0)
+    return found
+
+
+def test_every_curve_has_one_rule():
+    plan = planning.plan(ROOT, {})
+    assert sorted([*plan.long_curves, *plan.short_curves]) == sorted(plan.cells)
+    assert plan.long_curves and plan.short_curves
 
 
 def results(project):
@@ -126,6 +136,16 @@ def test_a_killed_run_resumes_and_ends_in_the_same_bytes(project, tmp_path_facto
     assert list((project / ".snakemake" / "locks").iterdir()), "it was killed at work"
     snakemake(project, "--configfile", "profiles/smoke.yaml")
     assert results(project) == results(undisturbed)
+
+
+def test_a_job_has_the_bytes_of_a_process_of_its_own(project):
+    """Jobs are children of one warm process; the same command by itself gives the same file."""
+    snakemake(project, "results/small.parquet")
+    for cell in experiment.load(project / "experiments" / "small.yaml").cells:
+        alone = project / "alone.parquet"
+        command = [sys.executable, "-m", "krum", "curve", "--cell", cell.to_json(), "--output", str(alone)]
+        subprocess.run(command, cwd=project, check=True, capture_output=True)
+        assert alone.read_bytes() == (project / "results" / "curves" / f"{cell.slug}.parquet").read_bytes()
 
 
 def test_a_living_run_keeps_its_lock(project):
