@@ -71,7 +71,7 @@ def style(aggregator: str) -> tuple[str, str]:
 def draw(rows: pd.DataFrame, experiment: Mapping[str, Any]) -> Figure:
     """The figure of an experiment: its rows, and title and `figure` entry from the results' metadata."""
     figure = KINDS[experiment["figure"]["kind"]](rows, experiment)
-    figure.suptitle(experiment["title"], fontsize=12)
+    figure.suptitle("\n".join(textwrap.wrap(experiment["title"], int(figure.get_figwidth() * 11))), fontsize=12)
     caption = setting(rows).splitlines()
     if experiment["figure"].get("note"):
         caption.append(" ".join(experiment["figure"]["note"].split()))
@@ -115,14 +115,17 @@ def curves(rows: pd.DataFrame, experiment: Mapping[str, Any]) -> Figure:
         for axes, head in zip(panels, heads, strict=False):
             here = of_dataset[(of_dataset[keys] == list(head)).all(axis=1)]
             for _, cell in here.groupby("cell", sort=False):
-                _curve(axes, cell, _label(cell, here, attacks=across != "attack"), styled=across != "attack")
+                label, alike = _label(cell, here, attacks=across != "attack"), _alike(cell, here)
+                hollow = cell["attack_options"].iloc[0] != alike["attack_options"].iloc[0]
+                _curve(axes, cell, label, styled=across != "attack", hollow=hollow)
             if reference and here["byzantine"].any():
                 is_reference = of_dataset["aggregator"] == reference["aggregator"]
                 calm = of_dataset[is_reference & (of_dataset["byzantine"] == 0)]
                 for _, cell in calm.groupby("cell", sort=False):
                     _curve(axes, cell, f"{_label(cell, calm)}, 0 % Byzantine", dashed=True)
             what = _adversary(here) if across == "attack" else COLUMN_TITLES.get(across, across + " {}").format(head[0])
-            _panel(axes, f"{TITLES.get(dataset, dataset)}, {what}")
+            title = TITLES.get(dataset, dataset)
+            _panel(axes, title if across == "dataset" else f"{title}, {what}")
             axes.set_xlabel("round")
             axes.set_ylabel("cross-validation error")
             axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
@@ -360,8 +363,12 @@ def _curve(
     styled: bool = False,
     quantity: str = "test_error",
     width: float = 1.4,
+    hollow: bool = False,
 ) -> None:
-    """One cell against rounds; `dashed`: a reference, drawn on top; `styled`: the line shows the attack."""
+    """One cell against rounds; `dashed`: a reference, drawn on top; `styled`: the line shows the attack.
+
+    `hollow`: the marker tells it from another cell of the same rule and attack.
+    """
     colour, marker = style(cell["aggregator"].iloc[0])
     points = statistics.curve(cell, quantity)
     line = LINES.get(cell["attack"].iloc[0], ATTACKED) if styled else "-"
@@ -373,6 +380,7 @@ def _curve(
         linestyle=(0, (4, 3)) if dashed else line,
         markevery=max(1, len(points) // 10),
         markersize=5,
+        markerfacecolor="white" if hollow else colour,
         linewidth=2.0 if dashed else width,
         label=label,
         zorder=3 if dashed else 2,
@@ -432,6 +440,12 @@ def _label(cell: pd.DataFrame, panel: pd.DataFrame, attacks: bool = False) -> st
     if cell["diverged"].any():
         notes.append(f"{cell[cell['diverged']]['seed'].nunique()} of {cell['seed'].nunique()} seeds diverged")
     return row["aggregator"] + (f" ({', '.join(notes)})" if notes else "")
+
+
+def _alike(cell: pd.DataFrame, panel: pd.DataFrame) -> pd.DataFrame:
+    """The panel's rows of the same rule and attack."""
+    first = cell.iloc[0]
+    return panel[(panel["aggregator"] == first["aggregator"]) & (panel["attack"] == first["attack"])]
 
 
 def _who(row: pd.Series) -> str:
