@@ -131,7 +131,7 @@ def test_every_figure_is_whole(name):
     """Every panel has a title, labelled axes and a legend without repetitions, and the figure says what ran."""
     spec = experiment.load_all()[name]
     figure = draw(name)
-    assert figure.get_suptitle() == spec.title
+    assert " ".join(figure.get_suptitle().split()) == spec.title
     caption = " ".join(figure.get_supxlabel().split())
     assert "seeds" in caption and "95 % bootstrap" in caption
     assert " ".join(spec.figure.get("note", "").split()) in caption
