@@ -11,6 +11,7 @@ planning.clear_stale_locks()
 PLAN = planning.plan_or_exit(workflow.basedir, config)
 RESULTS, FIGURES = PLAN.results, PLAN.figures
 config["captions"] = PLAN.captions  # for the report
+config["device"] = PLAN.device  # no parameter of a curve, which another device need not compute again
 
 
 report: "docs/workflow.rst"
@@ -64,9 +65,8 @@ rule curve:
     params:
         cell=lambda wildcards: PLAN.cells[wildcards.curve].to_json(),
         digest=lambda wildcards: PLAN.digest(wildcards.curve),  # a change of code runs it again
-        device=PLAN.device,
     shell:
-        "python -m krum.warm curve --cell {params.cell:q} --device {params.device} --threads {threads}"
+        "python -m krum.warm curve --cell {params.cell:q} --device {config[device]} --threads {threads}"
         " --output {output} > {log} 2>&1"
 
 
@@ -166,8 +166,13 @@ rule scorecard:
 
 
 onstart:
+    planning.check_device(PLAN.device)
     warm.start()
 
 
 onsuccess:
-    print(f"Figures: {FIGURES}/*.png and *.pdf. Results: {RESULTS}/*.parquet. Verdicts: {FIGURES}/scorecard.md.")
+    print(PLAN.farewell)
+
+
+onerror:
+    print("Stopped. What is finished stays; the same command goes on from there.")

@@ -105,6 +105,14 @@ class Plan:
         except (OSError, ValueError):
             return titles
 
+    @property
+    def farewell(self) -> str:
+        """Where a finished run has left its work."""
+        verdicts = [
+            f"Verdicts: {file}." for file in sorted(Path(self.figures).glob("*.md")) if file.name != "README.md"
+        ]
+        return " ".join([f"Figures: {self.figures}/*.png and *.pdf. Results: {self.results}/*.parquet.", *verdicts])
+
     def category(self, name: str) -> str:
         """Where an experiment's figure stands in the report."""
         return CATEGORIES[self.experiments[name].part]
@@ -168,6 +176,16 @@ def clear_stale_locks(state: Path = Path(".snakemake")) -> None:
 
 
 _HELD: list[IO[str]] = []  # open for as long as this process lives
+
+
+def check_device(device: str) -> None:
+    """End the program with one line if the jobs of this machine cannot have the device, before any of them starts."""
+    if device != "cuda" or "--mode" in sys.argv or any(flag in sys.argv for flag in ("--executor", "-e")):
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        sys.exit("error: config: device: cuda was asked for, but torch finds no CUDA device; give auto or cpu")
 
 
 def plan_or_exit(root: str, config: Mapping[str, Any]) -> Plan:

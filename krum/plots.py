@@ -40,6 +40,7 @@ STYLES = {  # colour-blind safe (Okabe and Ito), and a marker for print
 OTHER_STYLES = [("#BCBD22", "H"), ("#17BECF", "8"), ("#A6761D", "1"), ("#66628D", "2"), ("#B2182B", "3")]
 LINES = {"none": "-", "gaussian": "--"}  # of an attack, where one panel shows several
 ATTACKED = (0, (1, 1))  # ... and of any other
+RANKS = ("-", (0, (5, 2)), (0, (2, 2)), (0, (6, 2, 1, 2)))  # lines of cells that share rule and attack in one panel
 
 # What a label mentions where the curves of one panel differ in it.
 DISTINCTIONS = {
@@ -116,8 +117,8 @@ def curves(rows: pd.DataFrame, experiment: Mapping[str, Any]) -> Figure:
             here = of_dataset[(of_dataset[keys] == list(head)).all(axis=1)]
             for _, cell in here.groupby("cell", sort=False):
                 label, alike = _label(cell, here, attacks=across != "attack"), _alike(cell, here)
-                hollow = cell["attack_options"].iloc[0] != alike["attack_options"].iloc[0]
-                _curve(axes, cell, label, styled=across != "attack", hollow=hollow)
+                rank = list(alike["cell"].unique()).index(cell["cell"].iloc[0])
+                _curve(axes, cell, label, styled=across != "attack", rank=rank)
             if reference and here["byzantine"].any():
                 is_reference = of_dataset["aggregator"] == reference["aggregator"]
                 calm = of_dataset[is_reference & (of_dataset["byzantine"] == 0)]
@@ -363,15 +364,15 @@ def _curve(
     styled: bool = False,
     quantity: str = "test_error",
     width: float = 1.4,
-    hollow: bool = False,
+    rank: int = 0,
 ) -> None:
     """One cell against rounds; `dashed`: a reference, drawn on top; `styled`: the line shows the attack.
 
-    `hollow`: the marker tells it from another cell of the same rule and attack.
+    `rank`: its place among the panel's cells of the same rule and attack, which line and marker tell apart.
     """
     colour, marker = style(cell["aggregator"].iloc[0])
     points = statistics.curve(cell, quantity)
-    line = LINES.get(cell["attack"].iloc[0], ATTACKED) if styled else "-"
+    line = LINES.get(cell["attack"].iloc[0], ATTACKED) if styled else RANKS[rank % len(RANKS)]
     axes.plot(
         points.index,
         points["mean"],
@@ -380,7 +381,8 @@ def _curve(
         linestyle=(0, (4, 3)) if dashed else line,
         markevery=max(1, len(points) // 10),
         markersize=5,
-        markerfacecolor="white" if hollow else colour,
+        markerfacecolor="white" if rank else colour,
+        alpha=max(0.4, 1 - 0.25 * (rank // len(RANKS))),
         linewidth=2.0 if dashed else width,
         label=label,
         zorder=3 if dashed else 2,

@@ -8,6 +8,7 @@ there is no server, on another machine of a cluster or where processes cannot fo
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -53,6 +54,8 @@ def main(argv: list[str]) -> int:
                     code = server.recv(16)
                 except ConnectionError:
                     code = b""
+                except KeyboardInterrupt:
+                    return 130
                 if not code:
                     print("error: the process that did the work was killed; is there enough memory?", file=sys.stderr)
                 return int(code or b"1")
@@ -63,6 +66,7 @@ def main(argv: list[str]) -> int:
 
 def serve(listening: socket.socket, path: Path) -> None:
     """Fork a child for every job until standard input ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a Ctrl-C, the workflow and the waiting jobs hear, and end this
     threading.Thread(target=_end_with_the_workflow, args=(path,), daemon=True).start()
 
     from krum import claims, datasets, plots, report, simulation  # noqa: F401  what jobs import

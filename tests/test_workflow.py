@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from krum import experiment, planning
@@ -93,6 +94,7 @@ def test_workflow(project):
         for ending in ("png", "pdf"):
             assert (project / "figures" / f"{name}.{ending}").stat().st_size > 1000
     assert "Nothing to be done" in snakemake(project, "-n")
+    assert "Nothing to be done" in snakemake(project, "-n", "--config", "device=cpu"), "the same curves"
     first = results(project)
     assert not any(path.name.startswith(".") for path in (project / "results").rglob("*"))
 
@@ -169,6 +171,17 @@ def test_bad_input_is_heard_before_any_job(project):
     assert "spambase.data" in output and "expected sha256:ebec58" in output and "delete it" in output
     assert not list((project / "results").rglob("*.parquet"))
     assert "Traceback" not in output
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="CUDA is there")
+def test_a_device_that_is_not_there_is_refused_before_anything_is_removed(project):
+    target = "results/small.parquet"
+    snakemake(project, target)
+    before = results(project)
+    (project / "krum" / "attacks.py").write_text((project / "krum" / "attacks.py").read_text() + "\nEDITED = 1\n")
+    output = snakemake(project, target, "--config", "device=cuda", check=False)
+    assert "error: config: device: cuda was asked for" in output and "Traceback" not in output
+    assert results(project) == before
 
 
 def test_environment_yml_installs_requirements_txt_and_nothing_else():
