@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from krum.gradients import WorkerGradients
+from krum.gradients import ExplicitGradients, WorkerGradients
 
 
 class ByzantineVectors:
@@ -38,13 +38,16 @@ class ByzantineVectors:
 class Adversary:
     """One round as an omniscient adversary sees it: R replicas, h honest workers, f Byzantine workers, d parameters."""
 
-    gradients: WorkerGradients
+    gradients: WorkerGradients | ExplicitGradients
     byzantine: int
     learning_rate: float
     full_gradient: Callable[[Tensor, int | None], Tensor]
     """Some replicas' indices [r] -> the loss's gradient over their whole training folds, or as many samples, [r, d]."""
     parameters: Callable[[], Tensor]  # the current model x_t, flat [R, d]
     wrong_model: Callable[[], Tensor]  # a model trained on wrong labels, always the same, flat [R, d]
+    own: Callable[[bool], Tensor]  # what the Byzantine workers would send if honest, flat [R, f, d]; True: wrong labels
+    round: int  # from 0
+    memory: dict[str, Tensor]  # what an attack keeps from one round to the next
     generators: Sequence[np.random.Generator]  # one per replica, for small draws
     noise: Sequence[torch.Generator]  # one per replica, for draws of d numbers
     dimension: int
@@ -63,6 +66,25 @@ class Adversary:
     def honest_gram(self) -> Tensor:
         """Inner products of the honest gradients, [R, h, h] float64."""
         return self.gradients.gram
+
+    def honest_vectors(self) -> Tensor:
+        """The honest gradients themselves, flat [R, h, d]."""
+        return self.gradients.vectors()
+
+    def own_vectors(self, relabelled: bool = False) -> Tensor:
+        """What the Byzantine workers would send if they were honest, flat [R, f, d], perhaps with wrong labels."""
+        return self.own(relabelled)
+
+    def with_a_flipped_bit(self, vectors: Tensor) -> Tensor:
+        """`vectors [R, f, d]` with one random bit flipped in one random coordinate of each, as float32."""
+        vectors = vectors.clone()
+        for rng, of_replica in zip(self.generators, vectors, strict=True):
+            for vector in of_replica:
+                place, bit = int(rng.integers(vector.shape[0])), int(rng.integers(32))
+                value = np.array([vector[place].item()], np.float32)
+                value.view(np.uint32)[0] ^= np.uint32(1 << bit)
+                vector[place] = float(value[0])
+        return vectors
 
     def combinations(self, coefficients: Tensor, plus: Tensor | None = None) -> "ByzantineVectors":
         """`B_k = sum_i C_ki G_i + E_k`: `coefficients [R, f, h]`, or [R, 1, h] for one shared by all; `plus` alike."""
@@ -88,7 +110,7 @@ class Adversary:
 
     def draw(self, replica: int, count: int) -> Tensor:
         """`[count, d]` standard normal numbers from the replica's own generator."""
-        like = self.gradients.inputs[0]
+        like = self.gradients.like
         noise = self.noise[replica]
         return torch.empty(count, self.dimension, dtype=like.dtype, device=noise.device).normal_(generator=noise)
 
@@ -120,8 +142,7 @@ class Linear(ByzantineVectors):
 
     def weighted(self, weights: Tensor) -> tuple[Tensor | None, Tensor | None]:
         return tuple(
-            None if part is None else _distinct(weights, part)[:, None].bmm(part.to(weights.dtype)).squeeze(1)
-            for part in (self.coefficients, self.explicit)
+            None if part is None else _weighted_sum(weights, part) for part in (self.coefficients, self.explicit)
         )  # type: ignore[return-value]
 
     def vectors(self) -> Tensor:
@@ -139,7 +160,7 @@ class Directed(ByzantineVectors):
 
     def __init__(self, adversary: Adversary, direction: Callable[[Tensor], Tensor], length: float):
         self.adversary, self.direction, self.length = adversary, direction, length
-        like = adversary.gradients.inputs[0]
+        like = adversary.gradients.like
         self._vector = like.new_zeros((adversary.replicas, adversary.dimension))
         self._formed = torch.zeros(adversary.replicas, dtype=torch.bool, device=like.device)
 
@@ -226,7 +247,7 @@ class Gaussian(ByzantineVectors):
         adversary = self.adversary
         if "_drawn" not in self.__dict__:
             drawn = [adversary.draw(replica, adversary.byzantine) for replica in range(adversary.replicas)]
-            return (self.standard_deviation * torch.stack(drawn)).to(adversary.gradients.inputs[0].device)
+            return (self.standard_deviation * torch.stack(drawn)).to(adversary.gradients.like.device)
         honest = adversary.gradients.vectors()
         every = torch.eye(adversary.byzantine, dtype=honest.dtype, device=honest.device)
         coefficients, explicit = self._formed(every.expand(adversary.replicas, -1, -1))
@@ -281,6 +302,11 @@ def _for_all(distinct: Tensor, f: int, dim: int) -> Tensor:
     return distinct.expand(shape)
 
 
-def _distinct(weights: Tensor, distinct: Tensor) -> Tensor:
-    """The weights [R, f] of the distinct vectors [R, e, ...]."""
-    return weights.sum(-1, keepdim=True) if distinct.shape[1] == 1 else weights
+def _weighted_sum(weights: Tensor, part: Tensor) -> Tensor | None:
+    """`sum_k w_k part_k` for `weights [R, f]`, `part [R, f or 1, ...]`; without weight, not even a NaN counts."""
+    weights = weights.sum(-1, keepdim=True) if part.shape[1] == 1 else weights
+    used = weights != 0
+    if not bool(used.any()):
+        return None
+    part = part.to(weights.dtype).where(used[..., None], 0.0)
+    return weights[:, None].bmm(part).squeeze(1)

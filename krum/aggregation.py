@@ -24,7 +24,8 @@ def aggregate(vectors: Array, aggregator: str = "krum", f: int | None = None, **
         f: how many of the n vectors may be Byzantine; Krum and Multi-Krum need `2f + 2 < n` (Blanchard et al., 2017,
             Proposition 1). Rules that do not use it take it for the check of their guarantee.
         options: the rule's own, such as `m` for "multi-krum"; "1-p-krum" needs `round` (from 1) and `coin` (a number
-            drawn from [0, 1) in each round).
+            drawn from [0, 1) in each round); "centred-clipping" takes `previous`, the last round's aggregate [d] (by
+            default 0), and copies the vectors.
 
     Returns:
         The aggregate `[d]`, of the same kind, dtype and device, in memory of its own, detached from autograd.
@@ -45,12 +46,18 @@ def aggregate(vectors: Array, aggregator: str = "krum", f: int | None = None, **
     if tensor.ndim != 2 or 0 in tensor.shape:
         raise InputError(f"vectors: found shape {tuple(tensor.shape)}; give [n, d], one vector a row")
     rule = lookup(AGGREGATORS, aggregator, "aggregator")
+    previous = _previous(options.pop("previous", None), tensor) if rule.previous else None
     context, options = rule.split(options)
     rule.check(tensor.shape[0], f, options)
     f = 0 if f is None else f
     if rule.sees == "vectors":
+        if rule.select is not None:
+            squared = distances.squared_distances(tensor)
+            _refuse_too_many(~squared.diagonal().isfinite(), f)
+            context = {**context, "chosen": rule.select(squared, f)}
         result = _by_coordinates(rule, tensor, f, {**context, **options})
     else:
+        tensor = tensor if previous is None else torch.cat([tensor, previous])
         squared = distances.squared_distances(tensor)
         infinite = ~squared.diagonal().isfinite()
         _refuse_too_many(infinite, f)
@@ -92,6 +99,9 @@ def weights(gram: Array, aggregator: str = "krum", f: int | None = None, **optio
     scale = tensor.diagonal(dim1=-2, dim2=-1).abs().nan_to_num(0.0, 0.0, 0.0).amax() if tensor.numel() else 0
     if bool(((tensor - tensor.mT).abs() > 0.01 * scale).any()):
         raise InputError("gram: found a matrix that is not symmetric; give the inner products of n vectors")
+    given = tensor.shape[-1]
+    if rule.previous:  # it begins at zero, whose inner products are zero
+        tensor = torch.nn.functional.pad(tensor, (0, 1, 0, 1))
     squared = distances.from_gram(tensor)
     infinite = ~squared.diagonal(dim1=-2, dim2=-1).isfinite()
     _refuse_too_many(infinite, f)
@@ -99,6 +109,7 @@ def weights(gram: Array, aggregator: str = "krum", f: int | None = None, **optio
         raise InputError("gram: found NaN or infinity between vectors of finite length; give their inner products")
     result = rule(squared, f, **context, **options).to(tensor.dtype)
     _refuse_weighted(rule, infinite, result)
+    result = result[..., :given]
     return result.numpy() if isinstance(gram, np.ndarray) else result
 
 
@@ -126,6 +137,16 @@ def _by_coordinates(rule: Aggregator, vectors: Tensor, f: int, options: dict[str
         result[start : start + columns] = rule(block, f, **options)
     _refuse_too_many(~finite, f)
     return result
+
+
+def _previous(given: Any, vectors: Tensor) -> Tensor:
+    """The last round's aggregate as a row, zero where there is none."""
+    if given is None:
+        return vectors.new_zeros((1, vectors.shape[1]))
+    previous = _as_tensor(given, "previous")
+    if previous.shape != vectors.shape[1:] or not bool(previous.isfinite().all()):
+        raise InputError(f"previous: found shape {tuple(previous.shape)}; give the last aggregate, [d] finite numbers")
+    return previous[None].to(vectors)
 
 
 def _as_tensor(array: Tensor | np.ndarray, what: str) -> Tensor:

@@ -11,7 +11,12 @@ A *selection rule* is a Gram rule that takes the mean of the m vectors of least 
 `[..., n]`, and the rest is done here. Ties go to the smallest index, and vectors that are not finite come last. Its
 scores must not fall when a distance grows: the simulation then need not compute attackers that are provably too far.
 
-A *vector rule* needs the coordinates: it takes `vectors [..., n, d]` and returns the aggregate `[..., d]`.
+A *vector rule* needs the coordinates: it takes `vectors [..., n, d]` and returns the aggregate `[..., d]`. It works
+coordinate by coordinate; what it must know of whole vectors, it learns from a function of their squared distances, its
+`select`, whose result is its parameter `chosen`.
+
+A Gram rule that begins at the last round's aggregate (`previous`) sees it as one vector more, the last of n + 1, and
+gives it a weight, too.
 
 To add a rule, write one function here and decorate it. Parameters called `f`, `round` and `coin` receive the declared
 number of Byzantine workers, the round (from 1), and a number drawn uniformly from [0, 1) in each round, one for each
@@ -25,6 +30,8 @@ from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
+
 from krum.errors import InputError
 from krum.registry import check_options, kebab
 
@@ -32,7 +39,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 AGGREGATORS: dict[str, "Aggregator"] = {}
-CONTEXT = ("f", "round", "coin")
+CONTEXT = ("f", "round", "coin", "chosen")
 
 
 @dataclass(frozen=True)
@@ -46,10 +53,12 @@ class Aggregator:
     least_workers: Callable[[int], int]  # the same condition: the least n for a given f
     fixed_weights: bool  # the weights do not depend on the vectors
     selects: Callable[[int, int], int] | None  # of a selection rule: how many of n vectors it takes, unless m says so
+    select: Callable[["Tensor", int], "Tensor"] | None = None  # of a vector rule: (squared distances, f) -> chosen
+    previous: bool = False  # a Gram rule whose geometry ends with the last round's aggregate
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """What the function takes beside the geometry and its options: some of "f", "round" and "coin"."""
+        """What the function takes beside the geometry and its options: some of CONTEXT."""
         return tuple(name for name in inspect.signature(self.function).parameters if name in CONTEXT)
 
     @property
@@ -57,28 +66,30 @@ class Aggregator:
         """The function takes the declared number of Byzantine workers."""
         return "f" in self.needs
 
-    def __call__(self, geometry: "Tensor", f: int = 0, round: int = 1, coin: Any = 0.0, **options: Any) -> "Tensor":
+    def __call__(
+        self, geometry: "Tensor", f: int = 0, round: int = 1, coin: Any = 0.0, chosen: Any = None, **options: Any
+    ) -> "Tensor":
+        context = {"f": f, "round": round, "coin": coin, "chosen": chosen}
         if self.selects is None:
-            return self._call(geometry, f, round, coin, options)
+            return self._call(geometry, context, options)
         m = self.chosen(geometry.shape[-1], f, options)
-        return _indicator(self._call(geometry, f, round, coin, options), m, geometry) / m
+        return _indicator(self._call(geometry, context, options), m, geometry) / m
 
     def scores(self, squared_distances: "Tensor", f: int = 0, **options: Any) -> "Tensor":
         """The scores `[..., n]` of a selection rule."""
-        return self._call(squared_distances, f, 1, 0.0, options)
+        return self._call(squared_distances, {"f": f, "round": 1, "coin": 0.0}, options)
 
     def chosen(self, n: int, f: int, options: Mapping[str, Any]) -> int:
         """How many of n vectors a selection rule takes."""
         assert self.selects is not None
         return options["m"] if options.get("m") is not None else self.selects(n, f)
 
-    def _call(self, geometry: "Tensor", f: int, round: int, coin: Any, options: Mapping[str, Any]) -> "Tensor":
-        context = {"f": f, "round": round, "coin": coin}
+    def _call(self, geometry: "Tensor", context: Mapping[str, Any], options: Mapping[str, Any]) -> "Tensor":
         return self.function(geometry, *(context[name] for name in self.needs), **options)
 
     def split(self, options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         """Of a caller's keyword arguments, the round and the coin that the rule needs, and its options."""
-        needs = [name for name in self.needs if name != "f"]
+        needs = [name for name in self.needs if name in ("round", "coin")]
         missing = [name for name in needs if name not in options]
         if missing:
             raise InputError(
@@ -118,6 +129,8 @@ class Aggregator:
                 raise InputError(f"{self.name} needs {self.guarantee}: found n = {n}, f = {f}; use {remedy}")
             if self.guarantee == _KRUM and n - f - 2 < 1:
                 raise InputError(f"{self.name} sums n - f - 2 >= 1 distances: found n = {n}, f = {f}; use {remedy}")
+            if self.guarantee == _BULYAN and n - 4 * f < 1:
+                raise InputError(f"{self.name} keeps n - 4f >= 1 values: found n = {n}, f = {f}; use {remedy}")
             if self.guarantee == _MAJORITY:
                 raise InputError(f"{self.name} is not defined without {_MAJORITY}: n = {n}, f = {f}; use {remedy}")
         if options.get("m") is not None and options["m"] > n:
@@ -126,10 +139,12 @@ class Aggregator:
 
 _KRUM = "2f + 2 < n"
 _MAJORITY = "2f < n"
+_BULYAN = "4f + 3 <= n"
 _LEAST_WORKERS: dict[str, Callable[[int], int]] = {
     "": lambda f: 1,
     _MAJORITY: lambda f: 2 * f + 1,
     _KRUM: lambda f: 2 * f + 3,
+    _BULYAN: lambda f: 4 * f + 3,
 }
 
 
@@ -139,19 +154,25 @@ def _register(
     fixed_weights: bool = False,
     selects: Callable[[int, int], int] | None = None,
     name: str | None = None,
+    select: Callable[["Tensor", int], "Tensor"] | None = None,
+    previous: bool = False,
 ) -> Callable:
     def decorate(function: Callable[..., "Tensor"]) -> Callable[..., "Tensor"]:
         known_as = name or kebab(function)
         least_workers = _LEAST_WORKERS[guarantee]
-        AGGREGATORS[known_as] = Aggregator(known_as, function, sees, guarantee, least_workers, fixed_weights, selects)
+        AGGREGATORS[known_as] = Aggregator(
+            known_as, function, sees, guarantee, least_workers, fixed_weights, selects, select, previous
+        )
         return function
 
     return decorate
 
 
-def gram_rule(*, guarantee: str = "", fixed_weights: bool = False, name: str | None = None) -> Callable:
-    """Register a rule `squared_distances [..., n, n] -> weights [..., n]`."""
-    return _register("distances", guarantee, fixed_weights, name=name)
+def gram_rule(
+    *, guarantee: str = "", fixed_weights: bool = False, name: str | None = None, previous: bool = False
+) -> Callable:
+    """Register a rule `squared_distances [..., n, n] -> weights [..., n]`, or both with n + 1 if `previous`."""
+    return _register("distances", guarantee, fixed_weights, name=name, previous=previous)
 
 
 def selection_rule(*, guarantee: str = "", selects: Callable[[int, int], int] = lambda n, f: 1) -> Callable:
@@ -162,9 +183,9 @@ def selection_rule(*, guarantee: str = "", selects: Callable[[int, int], int] = 
     return _register("distances", guarantee, selects=selects)
 
 
-def vector_rule(*, guarantee: str = "") -> Callable:
-    """Register a rule `vectors [..., n, d] -> aggregate [..., d]`."""
-    return _register("vectors", guarantee)
+def vector_rule(*, guarantee: str = "", select: Callable[["Tensor", int], "Tensor"] | None = None) -> Callable:
+    """Register a rule `vectors [..., n, d] -> aggregate [..., d]`, perhaps with `select(squared_distances, f)`."""
+    return _register("vectors", guarantee, select=select)
 
 
 # ---------------------------------------------------------------------------------------------------- Gram rules
@@ -268,6 +289,53 @@ def geometric_median(squared_distances: "Tensor", *, iterations: int = 1000, tol
     return weights
 
 
+# ------------------------------------------------------------------------------------------- what came after Krum
+
+
+@gram_rule(guarantee=_KRUM)
+def nnm_krum(squared_distances: "Tensor", f: int) -> "Tensor":
+    """Krum after nearest-neighbour mixing (Allouah et al., 2023, algorithm 2).
+
+    Every vector gives way to the mean of the n - f vectors nearest to it, itself included, then Krum chooses one of
+    these means. With mixing weights M (rows sum to 1) and `K = M D M^T`, their squared distances are
+    `K_ij - (K_ii + K_jj) / 2`.
+    """
+    n = squared_distances.shape[-1]
+    infinite = _infinite(squared_distances)
+    nearest = squared_distances.clone()
+    nearest.diagonal(dim1=-2, dim2=-1).fill_(-1.0)
+    chosen = nearest.sort(dim=-1, stable=True).indices[..., : n - f]
+    mixing = nearest.new_zeros(nearest.shape).scatter_(-1, chosen, 1 / (n - f))
+    mixed = mixing @ squared_distances.masked_fill(~squared_distances.isfinite(), 0.0) @ mixing.mT
+    own = mixed.diagonal(dim1=-2, dim2=-1)
+    between = (mixed - (own[..., :, None] + own[..., None, :]) / 2).clamp(min=0).triu(1)
+    between = (between + between.mT).masked_fill(infinite[..., :, None] | infinite[..., None, :], float("inf"))
+    winner = _indicator(krum(between, f), 1, between)
+    return (winner[..., None] * mixing).sum(-2)
+
+
+@gram_rule(guarantee=_MAJORITY, previous=True)
+def centred_clipping(squared_distances: "Tensor", *, radius: float = 1.0, iterations: int = 3) -> "Tensor":
+    """Centred clipping, from the last round's aggregate v (Karimireddy et al., 2021, algorithm 2).
+
+    `v <- v + 1/n sum_i (V_i - v) min(1, radius / ||V_i - v||)`, `iterations` times. A vector that is not finite moves
+    nothing, nor does one more than 1e7 radii away: float64 no longer holds its direction. In the first round, v is 0.
+    """
+    n = squared_distances.shape[-1] - 1
+    present = ~_infinite(squared_distances) & (squared_distances[..., -1, :] <= 1e14 * radius**2)
+    both = present[..., :, None] & present[..., None, :]
+    distances = squared_distances.where(both, 0.0)
+    weights = squared_distances.new_zeros(present.shape)
+    weights[..., -1] = 1
+    for _ in range(iterations):
+        to_vectors = (distances * weights[..., None, :]).sum(-1)
+        squared = to_vectors - (weights * to_vectors).sum(-1, keepdim=True) / 2
+        clipped = (radius * squared.clamp(min=1e-300).rsqrt()).clamp(max=1) * present
+        clipped[..., -1] = 0
+        weights = weights * (1 - clipped.sum(-1, keepdim=True) / n) + clipped / n
+    return weights
+
+
 # ----------------------------------------------------------------------- what libraries compute and call Krum
 #
 # Read in their sources, in the versions named; the formulas are transcribed in our notation.
@@ -307,20 +375,68 @@ def krum_fourth_power(squared_distances: "Tensor", f: int) -> "Tensor":
 @vector_rule(guarantee=_MAJORITY)
 def median(vectors: "Tensor") -> "Tensor":
     """The coordinate-wise median, for even n the mean of the two middle values (Yin et al., 2018). NaN is +inf."""
-    n = vectors.shape[-2]
-    ordered = vectors.nan_to_num(nan=float("inf"), posinf=float("inf"), neginf=-float("inf")).sort(-2).values
-    return ordered[..., (n - 1) // 2, :] / 2 + ordered[..., n // 2, :] / 2
+    return _middle(_sorted(vectors))
 
 
 @vector_rule(guarantee=_MAJORITY)
 def trimmed_mean(vectors: "Tensor", f: int) -> "Tensor":
     """The coordinate-wise mean without the f least and the f greatest values (Yin et al., 2018). NaN is +inf."""
+    return _sorted(vectors)[..., f : vectors.shape[-2] - f, :].mean(-2)
+
+
+def bulyan_selection(squared_distances: "Tensor", f: int) -> "Tensor":
+    """Bulyan's first step, [..., n]: n - 2f times, Krum takes one of the vectors that are left (1 where taken)."""
+    n = squared_distances.shape[-1]
+    infinite = _infinite(squared_distances)
+    left, taken = squared_distances.clone(), squared_distances.new_zeros(infinite.shape)
+    for count in range(n, 2 * f, -1):
+        scores = _sum_of_nearest(left, max(1, count - f - 2)).masked_fill(infinite, float("inf"))
+        scores = scores.masked_fill(taken > 0, float("nan"))  # sorts after infinity
+        winner = scores.sort(dim=-1, stable=True).indices[..., :1]
+        taken.scatter_(-1, winner, 1.0)
+        gone = taken > 0
+        left.masked_fill_(gone[..., :, None] | gone[..., None, :], float("inf"))
+    return taken
+
+
+@vector_rule(guarantee=_BULYAN, select=bulyan_selection)
+def bulyan(vectors: "Tensor", f: int, chosen: "Tensor") -> "Tensor":
+    """Bulyan of Krum (El Mhamdi et al., 2018): of n - 2f vectors, by coordinate, the mean of the n - 4f nearest to
+    their median.
+
+    Krum chooses the n - 2f vectors one after the other, each among those left (`bulyan_selection`). Of two values
+    equally near the median, the smaller comes first.
+    """
     n = vectors.shape[-2]
-    ordered = vectors.nan_to_num(nan=float("inf"), posinf=float("inf"), neginf=-float("inf")).sort(-2).values
-    return ordered[..., f : n - f, :].mean(-2)
+    order = (chosen <= 0).byte().sort(dim=-1, stable=True).indices[..., : n - 2 * f, None]
+    kept = _sorted(vectors.take_along_dim(order, -2))
+    centre, count = _middle(kept), n - 4 * f
+    # The nearest values stand side by side: they begin after every value that the one `count` places on is nearer than.
+    after = (kept[..., count:, :] - centre[..., None, :]) < (centre[..., None, :] - kept[..., : 2 * f, :])
+    first = after.sum(-2, keepdim=True)
+    total = kept.take_along_dim(first, -2)
+    for number in range(1, count):
+        total = total + kept.take_along_dim(first + number, -2)
+    return total.squeeze(-2) / count
 
 
 # ----------------------------------------------------------------------------------------------------- their parts
+
+
+def _sorted(vectors: "Tensor") -> "Tensor":
+    """Every coordinate's values in ascending order, NaN as +inf."""
+    finite = vectors.nan_to_num(nan=float("inf"), posinf=float("inf"), neginf=-float("inf"))
+    if finite.device.type != "cpu":
+        return finite.sort(-2).values
+    import torch
+
+    return torch.from_numpy(np.sort(finite.numpy(), axis=-2))  # seven times as fast as torch's
+
+
+def _middle(ordered: "Tensor") -> "Tensor":
+    """The median of ordered values, for even n the mean of the two middle ones."""
+    n = ordered.shape[-2]
+    return ordered[..., (n - 1) // 2, :] / 2 + ordered[..., n // 2, :] / 2
 
 
 def _sum_of_nearest(measure: "Tensor", neighbours: int) -> "Tensor":

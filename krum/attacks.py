@@ -1,8 +1,9 @@
-"""The Byzantine behaviours: one decorated function each.
+"""The Byzantine behaviours, attacks and plain faults: one decorated function each.
 
 An attack sees what an omniscient adversary sees in one round, `adversary` (`krum.adversary.Adversary`): how many
-workers are honest and Byzantine, the honest gradients, the parameters, the gradient over the training set, and its
-own random generators. It returns what its f Byzantine workers send, in one of four forms:
+workers are honest and Byzantine, the honest gradients, what the Byzantine workers themselves would send if they were
+honest, the parameters, the gradient over the training set, and its own random generators. It returns what its f
+Byzantine workers send, in one of four forms:
 
     adversary.combinations(coefficients [R, f or 1, h])   linear combinations of the honest gradients, and
                           (..., plus=vectors [R, f or 1, d])   any flat vectors on top of them
@@ -15,6 +16,7 @@ keyword-only parameters are its options.
 """
 
 from collections.abc import Callable
+from statistics import NormalDist
 from typing import TYPE_CHECKING
 
 from krum.registry import kebab
@@ -26,14 +28,17 @@ if TYPE_CHECKING:
 
 ATTACKS: dict[str, "Attack"] = {}
 LEAST_BYZANTINE: dict[str, int] = {}  # how many workers an attack needs to be what it is
+LASTING: set[str] = set()  # attacks with a memory, which a worker cannot commit for a single round
 
 
-def attack(function: "Attack | None" = None, *, least: int = 1) -> Callable:
+def attack(function: "Attack | None" = None, *, least: int = 1, lasting: bool = False) -> Callable:
     """Register a function `(adversary, *, options) -> what the Byzantine workers send`; it takes `least` of them."""
 
     def decorate(function: "Attack") -> "Attack":
         ATTACKS[kebab(function)] = function
         LEAST_BYZANTINE[kebab(function)] = least
+        if lasting:
+            LASTING.add(kebab(function))
         return function
 
     return decorate if function is None else decorate(function)
@@ -90,3 +95,81 @@ def steer(adversary: "Adversary") -> "ByzantineVectors":
     chosen = (adversary.parameters() - adversary.wrong_model()) / adversary.learning_rate
     coefficients = adversary.honest_gram.new_full((adversary.replicas, 1, adversary.honest), -1 / f)
     return adversary.combinations(coefficients, plus=(n / f * chosen)[:, None])
+
+
+# ------------------------------------------------------------------------------------ attacks that came after Krum
+
+
+@attack
+def a_little_is_enough(adversary: "Adversary", *, deviations: float | None = None) -> "ByzantineVectors":
+    """All send, by coordinate, the honest mean minus z honest deviations (Baruch et al., 2019, algorithm 3).
+
+    By default z is the paper's: with `s = floor(n / 2 + 1) - f` and h honest workers, the standard normal's
+    quantile at `(h - s) / h`, the largest shift that a majority might still overlook.
+    """
+    n, f, h = adversary.honest + adversary.byzantine, adversary.byzantine, adversary.honest
+    supporters = min(max(n // 2 + 1 - f, 1), h - 1)
+    z = deviations if deviations is not None else max(NormalDist().inv_cdf((h - supporters) / h), 0.0)
+    honest = adversary.honest_vectors()
+    return adversary.vectors(honest.mean(1, keepdim=True) - z * honest.std(1, correction=0, keepdim=True))
+
+
+@attack
+def inner_product_manipulation(adversary: "Adversary", *, epsilon: float = 0.5) -> "ByzantineVectors":
+    """All send `-epsilon` times the mean honest gradient, small enough to hide (Xie et al., 2019, section 4)."""
+    return sign_flip(adversary, scale=epsilon)
+
+
+@attack
+def mimic(adversary: "Adversary") -> "ByzantineVectors":
+    """All send what the first honest worker sends, so that it counts f + 1 times (Karimireddy et al., 2022).
+
+    Their attack picks the worker to copy by the data that it alone has; with data dealt at random, any is as good.
+    """
+    coefficients = adversary.honest_gram.new_zeros((adversary.replicas, 1, adversary.honest))
+    coefficients[:, :, 0] = 1
+    return adversary.combinations(coefficients)
+
+
+# ---------------------------------------------------------------------------------------------- faults with a name
+
+
+@attack
+def bit_flip(adversary: "Adversary") -> "ByzantineVectors":
+    """Each sends its own gradient with one random bit of one random float32 flipped: silent data corruption.
+
+    Dixit et al. (2021) and Hochschild et al. (2021) find a few machines in a thousand that corrupt silently.
+    """
+    return adversary.vectors(adversary.with_a_flipped_bit(adversary.own_vectors()))
+
+
+@attack
+def label_flip(adversary: "Adversary") -> "ByzantineVectors":
+    """Each sends its own gradient for wrong labels: class c becomes `classes - 1 - c` (Biggio et al., 2012)."""
+    return adversary.vectors(adversary.own_vectors(relabelled=True))
+
+
+@attack
+def crash(adversary: "Adversary") -> "ByzantineVectors":
+    """All send zeros, as a server sees a worker that is gone."""
+    return adversary.combinations(adversary.honest_gram.new_zeros((adversary.replicas, 1, adversary.honest)))
+
+
+@attack(lasting=True)
+def stale(adversary: "Adversary", *, rounds: int = 50) -> "ByzantineVectors":
+    """Each repeats one of its own gradients for that many rounds, then takes a new one."""
+    if adversary.round % rounds == 0 or "stale" not in adversary.memory:
+        adversary.memory["stale"] = adversary.own_vectors()
+    return adversary.vectors(adversary.memory["stale"])
+
+
+@attack
+def wrong_scale(adversary: "Adversary", *, factor: float = 100.0) -> "ByzantineVectors":
+    """Each sends `factor` times its own gradient, as with a wrong learning rate or a forgotten division."""
+    return adversary.vectors(factor * adversary.own_vectors())
+
+
+@attack
+def nan(adversary: "Adversary") -> "ByzantineVectors":
+    """All send NaN in every coordinate."""
+    return adversary.vectors(adversary.own_vectors()[:, :1] * float("nan"))

@@ -21,7 +21,7 @@ import yaml
 
 from krum import probes
 from krum.aggregators import AGGREGATORS
-from krum.attacks import ATTACKS, LEAST_BYZANTINE
+from krum.attacks import ATTACKS, LASTING, LEAST_BYZANTINE
 from krum.datasets import DATASETS
 from krum.errors import InputError, unknown
 from krum.models import MODELS, build
@@ -38,9 +38,11 @@ TAKEN = (
     "probe",
     "report",
     "results",
+    "review",
     "scorecard",
 )  # the workflow's rules; an experiment is a target like them
 
+DEVICE = "KRUM_DEVICE"  # environment variable: the device of the workflow's jobs
 LARGEST = 1e30
 
 Options = tuple[tuple[str, Any], ...]
@@ -69,6 +71,9 @@ class Cell:
     seeds: int
     compare_with: str | None = None
     measure_gradient: bool = False
+    fault_rate: float = 0.0
+    worker_momentum: float = 0.0
+    points: int = 0
 
     @property
     def outside_guarantee(self) -> bool:
@@ -136,7 +141,7 @@ class Experiment:
     figure: Mapping[str, Any]
     cells: tuple[Cell, ...]
     probes: tuple[Probe, ...]
-    part: str  # paper, supplement or beyond: whose figure it is
+    part: str  # paper, supplement, beyond or review: whose figure it is
     fidelity: Mapping[str, str]  # parameter -> who says so (paper, supplement, ours) and why
     source: str  # the YAML's text
     overrides: Mapping[str, Any]
@@ -207,7 +212,7 @@ def load(path: Path | str, overrides: Mapping[str, Any] | None = None) -> Experi
 
 
 PROBE_OF_KIND = {"colluders": "plane", "complexity": "timing", "resilience": "resilience", "steering": "steering"}
-DRAW_TRAINING = ("curves", "against", "colluders", "implementations", "resilience", "steering")
+DRAW_TRAINING = ("curves", "against", "colluders", "heat", "implementations", "resilience", "steering", "sweep")
 
 
 def _check_figure(where: str, figure: Mapping[str, Any], cells: list[Cell], measured: set[str]) -> None:
@@ -218,12 +223,19 @@ def _check_figure(where: str, figure: Mapping[str, Any], cells: list[Cell], meas
         raise InputError(f"{where}.kind: {kind} draws the probe {needed!r}, which is not among the probes; add it")
     if kind in DRAW_TRAINING and not cells:
         raise InputError(f"{where}.kind: {kind} draws training runs, and there is no grid; add one")
-    if kind == "against" and "x" not in figure:
+    if kind in ("against", "heat", "sweep") and "x" not in figure:
         raise InputError(f"{where}.x is missing; it is the parameter on the horizontal axis")
-    swept = ("workers", "byzantine", "declared_f", "batch_size", "learning_rate")
-    if "x" in figure and figure["x"] not in swept:
-        raise InputError(f"{where}.x: {unknown('parameter', figure['x'], swept)}")
+    swept: tuple[str, ...] = ("workers", "byzantine", "declared_f", "batch_size", "learning_rate")
+    if kind in ("heat", "sweep"):
+        swept = (*swept, "attack", "fault_rate", "points", "strength", "worker_momentum")
+    if "rounds_to_target" in figure.get("quantities", ()) and "target" not in figure:
+        raise InputError(f"{where}.target is missing; it is the error that rounds_to_target counts to")
+    allowed = ("samples",) if kind == "curves" else swept
+    if "x" in figure and figure["x"] not in allowed:
+        raise InputError(f"{where}.x: {unknown('parameter', figure['x'], allowed)}")
     columns = ("attack", "dataset", "model", "aggregator", "byzantine_fraction", *swept)
+    if kind in ("heat", "sweep"):
+        columns = (*columns, "adversary", "declares")
     if "columns" in figure and figure["columns"] not in columns:
         raise InputError(f"{where}.columns: {unknown('column', figure['columns'], columns)}")
 
@@ -278,6 +290,14 @@ def _cell(
         check_options(f"attack {attack}", lookup(ATTACKS, attack, "attack"), attack_options)
         build(model, model_options, dataset.features, dataset.classes)
         byzantine = _byzantine(parameters)
+        fault_rate = 0.0 if attack == "none" else float(parameters.get("fault_rate", 0.0))
+        if fault_rate and byzantine:
+            raise InputError(
+                f"fault_rate: found {fault_rate:g} beside byzantine_fraction {parameters['byzantine_fraction']}; give "
+                f"one of them: workers that misbehave now and then, or Byzantine ones that always do"
+            )
+        if fault_rate and (LEAST_BYZANTINE[attack] > 1 or attack in LASTING):
+            raise InputError(f"fault_rate: {attack} takes several workers or several rounds; give another attack")
         if 0 < byzantine < LEAST_BYZANTINE[attack]:
             raise InputError(
                 f"attack {attack} takes at least {LEAST_BYZANTINE[attack]} Byzantine workers; "
@@ -304,6 +324,8 @@ def _cell(
             other.check(parameters["workers"], declared_f, {}, outside_guarantee)
         if byzantine >= parameters["workers"]:
             raise InputError(f"byzantine_fraction {parameters['byzantine_fraction']} leaves no honest worker")
+        if parameters.get("points") and dataset.standardise:
+            raise InputError(f"points: {dataset.name} holds no images to deform; give mnist")
         fold = dataset.samples - -(-dataset.samples // parameters["folds"])
         if parameters["batch_size"] > fold:
             raise InputError(
@@ -318,8 +340,8 @@ def _cell(
         model_options=_frozen(model_options),
         aggregator=aggregator,
         aggregator_options=_frozen(aggregator_options),
-        attack=attack if byzantine else "none",
-        attack_options=_frozen(attack_options if byzantine else {}),
+        attack=attack if byzantine or fault_rate else "none",
+        attack_options=_frozen(attack_options if byzantine or fault_rate else {}),
         workers=parameters["workers"],
         byzantine=byzantine,
         byzantine_fraction=float(parameters["byzantine_fraction"]) if byzantine else 0.0,
@@ -332,6 +354,9 @@ def _cell(
         seeds=parameters["seeds"],
         compare_with=compare_with,
         measure_gradient=parameters.get("measure_gradient", False),
+        fault_rate=fault_rate,
+        worker_momentum=float(parameters.get("worker_momentum", 0.0)),
+        points=parameters.get("points", 0),
     )
 
 

@@ -55,6 +55,11 @@ class WorkerGradients:
     batch_size: int  # samples per worker
     branch: Branch | None = None  # forces one way of computing the Gram matrix, for tests
 
+    @property
+    def like(self) -> Tensor:
+        """A tensor of the same kind: dtype and device."""
+        return self.inputs[0]
+
     @cached_property
     def gram(self) -> Tensor:
         """Inner products `<G_i, G_j>`, [R, h, h] float64."""
@@ -185,6 +190,44 @@ class WorkerGradients:
 
     def _unflatten(self, vectors: Tensor) -> list[tuple[Tensor, Tensor]]:
         return unflatten(vectors, [(x.shape[-1], d.shape[-1]) for x, d in zip(self.inputs, self.deltas, strict=True)])
+
+
+@dataclass(frozen=True)
+class ExplicitGradients:
+    """The same questions answered for vectors that are there: flat [R, h, d]."""
+
+    flat: Tensor
+
+    @property
+    def workers(self) -> int:
+        """h."""
+        return self.flat.shape[1]
+
+    @property
+    def like(self) -> Tensor:
+        """A tensor of the same kind: dtype and device."""
+        return self.flat
+
+    @cached_property
+    def gram(self) -> Tensor:
+        """Inner products, [R, h, h] float64."""
+        return self.flat.bmm(self.flat.mT).double()
+
+    def inner_products(self, vectors: Tensor) -> Tensor:
+        """With flat `vectors [R, e, d]`: [R, h, e] float64."""
+        return self.flat.bmm(vectors.mT).double()
+
+    def vectors(self) -> Tensor:
+        """The vectors, flat: [R, h, d]."""
+        return self.flat
+
+    def of_replicas(self, chosen: Tensor) -> "ExplicitGradients":
+        """The same for some replicas only."""
+        return ExplicitGradients(self.flat[chosen])
+
+    def sum(self, weights: Tensor) -> Tensor:
+        """`sum_i w_i V_i` for `weights [R, h]`: [R, d]."""
+        return weights[:, None].bmm(self.flat).squeeze(1)
 
 
 def worker_gradients(

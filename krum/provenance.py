@@ -18,7 +18,7 @@ from krum.experiment import Cell, Probe
 from krum.probes import PROBES
 
 PACKAGE = Path(__file__).resolve().parent
-ENGINE = ("adversary", "datasets", "distances", "gradients", "models", "simulation", "store")
+ENGINE = ("adversary", "datasets", "deformations", "distances", "gradients", "models", "simulation", "store")
 LIBRARIES = ("numpy", "pyarrow", "scikit-learn", "torch")
 # Read when the code is, so that an edit while this process works does not pass for what it computes.
 SOURCES = {path.stem: path.read_text(encoding="utf-8") for path in PACKAGE.glob("*.py")}

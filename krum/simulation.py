@@ -20,9 +20,10 @@ from krum.adversary import Adversary, ByzantineVectors, Directed
 from krum.aggregators import AGGREGATORS
 from krum.attacks import ATTACKS
 from krum.datasets import DATASETS, Samples
+from krum.deformations import deform
 from krum.errors import InputError
 from krum.experiment import Cell
-from krum.gradients import Branch, WorkerGradients, unflatten, worker_gradients
+from krum.gradients import Branch, ExplicitGradients, WorkerGradients, unflatten, worker_gradients
 from krum.models import Parameters
 from krum.registry import lookup
 
@@ -31,6 +32,7 @@ from krum.registry import lookup
 os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
 
 ROUNDS_DRAWN_AT_ONCE = 50
+MADE_AT_ONCE = 250  # deformed images
 SAMPLES_AT_ONCE = 512  # of a whole data set, for a gradient or an evaluation
 CERTAIN = 1e-4  # relative distance between scores that no rounding bridges
 FARTHEST = 1e12  # beyond it, squares in float32 come near their end
@@ -39,6 +41,8 @@ WRONG_MODEL_ROUNDS, WRONG_MODEL_BATCH, WRONG_MODEL_RATE = (
     50,
     0.1,
 )  # how the model that an attack steers to is trained
+
+Gradients = WorkerGradients | ExplicitGradients
 
 COLUMNS = (
     "seed",
@@ -52,6 +56,7 @@ COLUMNS = (
     "gradient_norm",
     "gradient_noise",
     "distance_to_target",
+    "norm_ratio",
 )
 
 
@@ -88,6 +93,8 @@ def simulate(
       chosen otherwise from the same vectors.
     - `gradient_norm`, `gradient_noise`: with `measure_gradient`, `||g||` for the gradient g over the whole training
       fold, and `sqrt(E ||G - g||^2)` (the paper's `sqrt(d) sigma`) for one worker's mini-batch gradient G, exactly.
+    - `norm_ratio`: the length of the honest part of the aggregate over that of the mean honest gradient, mean since
+      the last recorded round; NaN for rules that always give the same weights, or none.
     - `distance_to_target`: where the attack steers to a model x*, `||x_t - x*|| / ||x_0 - x*||`.
     """
     seeds = list(range(cell.seeds)) if seeds is None else list(seeds)
@@ -133,11 +140,13 @@ class Simulation:
         self.dimension = models.dimension(self.model)
         self.other_rule = None if cell.compare_with is None else lookup(AGGREGATORS, cell.compare_with, "aggregator")
         self.round = 0
+        self._momentum: Tensor | None = None  # the workers', flat [R, h, d]
         self._load(datasets.load(cell.dataset) if samples is None else samples)
         self._initialise()
         self._recorded_round = 0
         self._byzantine_weight = torch.zeros(self.replicas, dtype=torch.float64, device=self.device)  # since then
         self._differs = torch.zeros_like(self._byzantine_weight)
+        self._norm_ratio = torch.zeros_like(self._byzantine_weight)
         self._target: Tensor | None = None
         self._start = self._flat_parameters().clone()
 
@@ -157,50 +166,161 @@ class Simulation:
     def step(self) -> None:
         """One synchronous round of every replica: `x <- x - learning_rate * F(V_1, ..., V_n)`."""
         gradients, byzantine = self.send()
-        rate = self.cell.learning_rate
-        if self.rule.sees == "vectors":
-            vectors = gradients.vectors()
-            if byzantine is not None:
-                vectors = torch.cat([vectors, byzantine.vectors()], 1)
-            self._descend(rate, self.rule(vectors, **self._context, **self.rule_options))
-            self._byzantine_weight += torch.nan
+        faulty = self._faulty_workers()
+        if self.rule.sees == "vectors" or self.rule.previous:
+            self._step_by_vectors(gradients, byzantine, faulty)
         else:
-            weights = self.weigh(gradients, byzantine)
-            of_honest, of_byzantine = weights[:, : self.honest], weights[:, self.honest :]
-            self._byzantine_weight += of_byzantine.sum(-1)
-            common = self.rule.fixed_weights
-            if byzantine is not None:
-                coefficients, vector = byzantine.weighted(of_byzantine)
-                if coefficients is not None:
-                    of_honest, common = of_honest + coefficients, False
-                if vector is not None:
-                    self._descend(rate, vector)
-            self._descend_by_samples(rate, gradients, of_honest, common)
+            self._step_by_weights(gradients, byzantine, faulty)
         self.round += 1
 
-    def send(self) -> tuple[WorkerGradients, ByzantineVectors | None]:
+    def _step_by_weights(
+        self, gradients: Gradients, byzantine: ByzantineVectors | None, faulty: list[np.ndarray] | None
+    ) -> None:
+        rate = self.cell.learning_rate
+        weights = self.weigh(gradients, byzantine)
+        common = self.rule.fixed_weights and faulty is None
+        for replica, workers in enumerate(faulty or ()):
+            if workers.any():
+                vectors = self._with_faults(replica, gradients, workers)
+                chosen, aggregate = self._aggregate(vectors, slice(replica, replica + 1))
+                assert chosen is not None
+                self._byzantine_weight[replica] += chosen[0, torch.from_numpy(workers)].sum()
+                self._descend(rate, aggregate, slice(replica, replica + 1))
+                weights[replica] = 0
+        of_honest, of_byzantine = weights[:, : self.honest], weights[:, self.honest :]
+        self._byzantine_weight += of_byzantine.sum(-1)
+        if not self.rule.fixed_weights:
+            gram, exact = gradients.gram, of_honest.double()[:, None]
+            self._norm_ratio += (exact @ gram @ exact.mT / gram.mean((1, 2), keepdim=True)).clamp(min=0).sqrt()[:, 0, 0]
+        if byzantine is not None:
+            coefficients, vector = byzantine.weighted(of_byzantine)
+            if coefficients is not None:
+                of_honest, common = of_honest + coefficients, False
+            if vector is not None:
+                self._descend(rate, vector)
+        if isinstance(gradients, ExplicitGradients):
+            self._descend(rate, gradients.sum(of_honest))
+        else:
+            self._descend_by_samples(rate, gradients, of_honest, common)
+
+    def _step_by_vectors(
+        self, gradients: Gradients, byzantine: ByzantineVectors | None, faulty: list[np.ndarray] | None
+    ) -> None:
+        vectors = gradients.vectors()
+        if byzantine is not None:
+            vectors = torch.cat([vectors, byzantine.vectors()], 1)
+        if faulty is not None:
+            vectors = vectors.clone()
+        for replica, workers in enumerate(faulty or ()):
+            if workers.any():
+                vectors[replica] = self._with_faults(replica, gradients, workers)[0]
+        weights, aggregate = self._aggregate(vectors, slice(None))
+        if weights is None:
+            self._byzantine_weight += torch.nan
+        elif faulty is None:
+            self._byzantine_weight += weights[:, self.honest : self.cell.workers].sum(-1)
+        else:
+            of_faulty = torch.from_numpy(np.stack(faulty)).to(weights.device)
+            self._byzantine_weight += (weights[:, : self.cell.workers] * of_faulty).sum(-1)
+        self._descend(self.cell.learning_rate, aggregate)
+        if self.rule.previous:
+            self._previous = aggregate
+
+    def _aggregate(self, vectors: Tensor, replicas: slice) -> tuple[Tensor | None, Tensor]:
+        """The rule's weights, if it has any, and its aggregate [r, d] of explicit `vectors [r, n, d]`."""
+        context = {**self._context, "coin": self._coin[replicas]}
+        if self.rule.sees == "vectors":
+            if self.rule.select is not None:
+                squared = distances.from_gram(vectors.bmm(vectors.mT))
+                context["chosen"] = self.rule.select(squared, self.cell.declared_f)
+            return None, self.rule(vectors, **context, **self.rule_options)
+        if self.rule.previous:
+            vectors = torch.cat([vectors, self._previous[replicas, None]], 1)
+        squared = distances.from_gram(vectors.bmm(vectors.mT))
+        weights = self.rule(squared, **context, **self.rule_options).to(self.dtype)
+        used = (weights != 0)[..., None]
+        return weights, weights[:, None].bmm(vectors.where(used, 0.0)).squeeze(1)
+
+    def send(self) -> tuple[Gradients, ByzantineVectors | None]:
         """What the workers send in this round: the honest gradients, and what the Byzantine workers make of them."""
         samples, labels = self._next_batch()
         if "coin" in self.rule.needs:
             drawn = [rng.uniform() for rng in self._coin_generators]
             self._coin = torch.tensor(drawn, dtype=torch.float64, device=self.device)
-        gradients = worker_gradients(self.model, self.parameters, samples, labels, self.honest, self.branch)
+        gradients: Gradients = worker_gradients(self.model, self.parameters, samples, labels, self.honest, self.branch)
+        beta = self.cell.worker_momentum
+        if beta:
+            vectors = gradients.vectors()
+            kept = vectors if self._momentum is None else self._momentum.mul_(beta).add_(vectors, alpha=1 - beta)
+            self._momentum = kept
+            gradients = ExplicitGradients(kept)
         if not self.cell.byzantine:
             return gradients, None
-        adversary = Adversary(
-            gradients=gradients,
-            byzantine=self.cell.byzantine,
-            learning_rate=self.cell.learning_rate,
-            full_gradient=self._full_gradient,
-            parameters=self._flat_parameters,
-            wrong_model=self._wrong_model,
-            generators=self._attack_generators,
-            noise=self._attack_noise,
-            dimension=self.dimension,
+        workers = np.arange(self.honest, self.cell.workers)
+        adversary = self._adversary(
+            gradients,
+            list(range(self.replicas)),
+            lambda relabelled: self._own_vectors(slice(None), workers, relabelled),
         )
         return gradients, self.attack(adversary, **self.attack_options)
 
-    def weigh(self, gradients: WorkerGradients, byzantine: ByzantineVectors | None) -> Tensor:
+    def _adversary(self, gradients: Gradients, replicas: list[int], own: Callable[[bool], Tensor]) -> Adversary:
+        everyone = len(replicas) == self.replicas
+        chosen = slice(None) if everyone else slice(replicas[0], replicas[0] + 1)
+        return Adversary(
+            gradients=gradients,
+            byzantine=self.cell.workers - gradients.workers,
+            learning_rate=self.cell.learning_rate,
+            full_gradient=lambda some, samples: self._full_gradient(
+                some if everyone else torch.tensor(replicas, device=self.device)[some], samples
+            ),
+            parameters=lambda: self._flat_parameters()[chosen],
+            wrong_model=lambda: self._wrong_model()[chosen],
+            own=own,
+            round=self.round,
+            memory=self._memory,
+            generators=[self._attack_generators[replica] for replica in replicas],
+            noise=[self._attack_noise[replica] for replica in replicas],
+            dimension=self.dimension,
+        )
+
+    def _own_vectors(self, replicas: slice, workers: np.ndarray, relabelled: bool) -> Tensor:
+        """The gradients of some workers' own mini-batches of this round in some replicas, flat [r, len(workers), d]."""
+        turn, size = (self.round % ROUNDS_DRAWN_AT_ONCE), self.cell.batch_size
+        index = self._drawn[turn, replicas].unflatten(-1, (-1, size))[:, torch.from_numpy(workers)].flatten(1)
+        everyone = torch.arange(self.replicas, device=self.device)[replicas]
+        samples, labels = self._training_points(index, everyone)
+        if relabelled:
+            labels = self.dataset.classes - 1 - labels
+        own = [(weight[replicas], bias[replicas]) for weight, bias in self.parameters]
+        return worker_gradients(self.model, own, samples, labels, len(workers), self.branch).vectors()
+
+    def _faulty_workers(self) -> list[np.ndarray] | None:
+        """Which workers misbehave in this round, [n] for each replica; None where the same ones always do."""
+        if not self.cell.fault_rate:
+            return None
+        drawn = [rng.random(self.cell.workers) < self.cell.fault_rate for rng in self._fault_generators]
+        for workers in drawn:
+            workers[0] &= not workers.all()  # an attack needs somebody to look at
+        return drawn
+
+    def _with_faults(self, replica: int, gradients: Gradients, workers: np.ndarray) -> Tensor:
+        """What all workers of a replica send when some of them misbehave, flat [1, n, d]."""
+        place = torch.tensor([replica], device=self.device)
+        vectors = gradients.of_replicas(place).vectors().clone()
+        faulty, honest = workers.nonzero()[0], (~workers).nonzero()[0]
+        of_replica = slice(replica, replica + 1)
+        adversary = self._adversary(
+            ExplicitGradients(vectors[:, torch.from_numpy(honest)]),
+            [replica],
+            lambda relabelled: self._own_vectors(of_replica, faulty, relabelled),
+        )
+        sent = self.attack(adversary, **self.attack_options)
+        assert sent is not None
+        vectors[:, torch.from_numpy(faulty)] = sent.vectors()
+        return vectors
+
+    def weigh(self, gradients: Gradients, byzantine: ByzantineVectors | None) -> Tensor:
         """The rule's weights [R, n] for what the workers sent, from inner products alone."""
         n, h = self.cell.workers, self.honest
         if self.rule.fixed_weights:
@@ -282,12 +402,12 @@ class Simulation:
                     weight[group] = models.add_outer_sums(weight[group], x, delta, -step)
                     bias[group] = bias[group].sub_(delta.sum(1), alpha=step)
 
-    def _descend(self, rate: float, vector: Tensor) -> None:
+    def _descend(self, rate: float, vector: Tensor, replicas: slice = slice(None)) -> None:
         for (weight, bias), (of_weight, of_bias) in zip(
             self.parameters, unflatten(vector, self.model.layers), strict=True
         ):
-            weight.sub_(of_weight, alpha=rate)
-            bias.sub_(of_bias, alpha=rate)
+            weight[replicas].sub_(of_weight, alpha=rate)
+            bias[replicas].sub_(of_bias, alpha=rate)
 
     def _flat_parameters(self) -> Tensor:
         return torch.cat([part.flatten(1) for pair in self.parameters for part in pair], 1)
@@ -326,11 +446,18 @@ class Simulation:
             "gradient_norm": norm,
             "gradient_noise": noise,
             "distance_to_target": missing if self._target is None else self._distances_to_target(),
+            "norm_ratio": missing if self._unweighted else (self._norm_ratio / rounds).tolist(),
         }
         self._recorded_round = self.round
         self._byzantine_weight.zero_()
         self._differs.zero_()
+        self._norm_ratio.zero_()
         return result
+
+    @property
+    def _unweighted(self) -> bool:
+        """The rule gives no weights to compare lengths by, or always the same."""
+        return self.rule.fixed_weights or self.rule.sees == "vectors" or self.rule.previous
 
     def _distances_to_target(self) -> list[float]:
         assert self._target is not None
@@ -398,6 +525,9 @@ class Simulation:
         ]
         self._coin_generators = [np.random.default_rng(stream(seed, "rule")) for seed in self.seeds]
         self._coin = torch.zeros(self.replicas, dtype=torch.float64, device=self.device)
+        self._fault_generators = [np.random.default_rng(stream(seed, "faults")) for seed in self.seeds]
+        self._memory: dict[str, Tensor] = {}  # the attack's
+        self._previous = self.parameters[0][0].new_zeros((self.replicas, self.dimension))  # the last aggregate
         self._drawn = torch.empty(0)
         self._batch: Tensor | None = None  # memory that serves every round
         self._estimate: Tensor | None = None
@@ -422,14 +552,32 @@ class Simulation:
         turn = self.round % ROUNDS_DRAWN_AT_ONCE
         if turn == 0:
             shape = (ROUNDS_DRAWN_AT_ONCE, cell.workers, cell.batch_size)
-            drawn = np.empty((ROUNDS_DRAWN_AT_ONCE, self.replicas, self.honest * cell.batch_size), np.int64)
+            drawn = np.empty((ROUNDS_DRAWN_AT_ONCE, self.replicas, cell.workers * cell.batch_size), np.int64)
             for replica, (rng, training) in enumerate(zip(self._batch_generators, self._training, strict=True)):
-                of_all = training[rng.integers(len(training), size=shape)]
-                drawn[:, replica] = of_all[:, : self.honest].reshape(ROUNDS_DRAWN_AT_ONCE, -1)
+                numbers = rng.integers(cell.points or len(training), size=shape)
+                drawn[:, replica] = (numbers if cell.points else training[numbers]).reshape(len(drawn), -1)
             self._drawn = torch.from_numpy(drawn).to(self.device)
-        index = self._drawn[turn]
-        self._batch = self._samples(index, memory=self._batch)
-        return self._batch, self._labels[index]
+        index = self._drawn[turn, :, : self.honest * cell.batch_size].contiguous()
+        self._batch, labels = self._training_points(index, memory=self._batch)
+        return self._batch, labels
+
+    def _training_points(
+        self, index: Tensor, replicas: Tensor | None = None, memory: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Samples and labels of what was drawn: samples of the training fold, or points that are made from them."""
+        if not self.cell.points:
+            return self._samples(index, replicas, memory), self._labels[index]
+        chosen = range(self.replicas) if replicas is None else replicas.tolist()
+        folds = [torch.from_numpy(self._training[replica]).to(self.device) for replica in chosen]
+        sources = torch.stack([fold[numbers % len(fold)] for fold, numbers in zip(folds, index, strict=True)])
+        rounds = torch.stack([numbers // len(fold) for fold, numbers in zip(folds, index, strict=True)])
+        points = index.where(rounds > 0, 0)  # the first round through the fold is the fold itself
+        images = self._samples(sources, replicas, memory)
+        # A block at a time, one replica's after the other's: the cache holds it, and a replica is the same alone.
+        for image, number in zip(images, points, strict=True):
+            for some, numbers in zip(image.split(MADE_AT_ONCE), number.split(MADE_AT_ONCE), strict=True):
+                some.copy_(deform(some, numbers))
+        return images, self._labels[sources]
 
     def _full_gradient(self, replicas: Tensor, samples: int | None = None) -> Tensor:
         """The gradient of the mean loss over some replicas' whole training folds, flat [r, d].

@@ -56,6 +56,10 @@ CURVE = pa.schema(
         ("gradient_noise", pa.float64()),
         ("distance_to_target", pa.float64()),
         ("measurement", pa.string()),
+        ("fault_rate", pa.float64()),
+        ("worker_momentum", pa.float64()),
+        ("points", pa.int64()),
+        ("norm_ratio", pa.float64()),
     ]
 )
 

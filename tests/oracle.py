@@ -64,3 +64,43 @@ SCORES = {
 def chosen(scores, m):
     """The indices of the m least scores; the smallest index on a tie."""
     return sorted(range(len(scores)), key=lambda i: (scores[i], i))[:m]
+
+
+def bulyan(vectors, f):
+    n, left, taken = len(vectors), list(range(len(vectors))), []
+    while len(taken) < n - 2 * f:
+        among = [vectors[i] for i in left]
+        scores = sums_to_nearest(among, max(1, len(left) - f - 2), float)
+        winner = left[chosen([s if is_finite(v) else math.inf for s, v in zip(scores, among, strict=True)], 1)[0]]
+        taken.append(winner)
+        left.remove(winner)
+    result = []
+    for coordinate in range(len(vectors[0])):
+        ordered = sorted(float(vectors[i][coordinate]) for i in taken)
+        middle = (ordered[(len(ordered) - 1) // 2] + ordered[len(ordered) // 2]) / 2
+        nearest = sorted(ordered, key=lambda value: abs(value - middle))[: n - 4 * f]
+        result.append(sum(nearest) / len(nearest))
+    return result
+
+
+def nnm_krum(vectors, f):
+    n, d = len(vectors), len(vectors[0])
+    mixed = []
+    for i in range(n):
+        away = [squared_distance(vectors[i], vectors[j]) if j != i else -1.0 for j in range(n)]
+        nearest = chosen(away, n - f)
+        mixed.append([sum(float(vectors[j][k]) for j in nearest) / (n - f) for k in range(d)])
+    return mixed[chosen(krum_scores(mixed, f), 1)[0]]
+
+
+def centred_clipping(vectors, previous, radius, iterations):
+    n, v = len(vectors), [float(x) for x in previous]
+    for _ in range(iterations):
+        step = [0.0] * len(v)
+        for vector in vectors:
+            distance = math.sqrt(squared_distance(vector, v))
+            if distance <= 1e7 * radius:
+                factor = min(1.0, radius / distance) if distance else 1.0
+                step = [s + factor * (float(x) - y) / n for s, x, y in zip(step, vector, v, strict=True)]
+        v = [x + s for x, s in zip(v, step, strict=True)]
+    return v
