@@ -11,7 +11,6 @@ planning.clear_stale_locks()
 PLAN = planning.plan_or_exit(workflow.basedir, config)
 RESULTS, FIGURES = PLAN.results, PLAN.figures
 config["captions"] = PLAN.captions  # for the report
-config["device"] = PLAN.device  # no parameter of a curve, which another device need not compute again
 
 
 report: "docs/workflow.rst"
@@ -25,8 +24,14 @@ wildcard_constraints:
 rule all:
     default_target: True
     input:
-        [PLAN.figure_files(name) for name in PLAN.experiments],
-        PLAN.scorecard_files,
+        [PLAN.figure_files(name) for name in PLAN.of_part(review=False)],
+        PLAN.scorecard_files(),
+
+
+rule review:
+    input:
+        [PLAN.figure_files(name) for name in PLAN.of_part(review=True)],
+        PLAN.scorecard_files(review=True),
 
 
 for name in PLAN.experiments:
@@ -66,8 +71,7 @@ rule curve:
         cell=lambda wildcards: PLAN.cells[wildcards.curve].to_json(),
         digest=lambda wildcards: PLAN.digest(wildcards.curve),  # a change of code runs it again
     shell:
-        "python -m krum.warm curve --cell {params.cell:q} --device {config[device]} --threads {threads}"
-        " --output {output} > {log} 2>&1"
+        "python -m krum.warm curve --cell {params.cell:q} --threads {threads}" " --output {output} > {log} 2>&1"
 
 
 use rule curve as long_curve with:  # begun first, so that no core waits for the last one
@@ -135,7 +139,7 @@ rule figure:
 rule claims:
     input:
         claims="experiments/claims.yaml",
-        results=sorted({f"{RESULTS}/{claim.experiment}.parquet" for claim in PLAN.claims}),
+        results=PLAN.judged(review=False),
     output:
         claims=f"{RESULTS}/claims.parquet",
         captions=f"{RESULTS}/captions.json",
@@ -147,6 +151,17 @@ rule claims:
         digest=PLAN.figure_digest("claims", "statistics", "report", "theory"),
     shell:
         "python -m krum.warm claims {input.results} --output {output.claims} --captions {output.captions} > {log} 2>&1"
+
+
+use rule claims as review_claims with:
+    input:
+        claims="experiments/claims.yaml",
+        results=PLAN.judged(review=True),
+    output:
+        claims=f"{RESULTS}/review.parquet",
+        captions=f"{RESULTS}/review-captions.json",
+    log:
+        f"logs/{RESULTS}/review.log",
 
 
 rule scorecard:
@@ -163,6 +178,16 @@ rule scorecard:
         digest=PLAN.figure_digest("report"),
     shell:
         "python -m krum.warm scorecard {input} --page {output.page} --table {output.table} > {log} 2>&1"
+
+
+use rule scorecard as review_scorecard with:
+    input:
+        rules.review_claims.output.claims,
+    output:
+        page=report(f"{FIGURES}/review.html", caption="docs/scorecard.rst", category="5. The review's scorecard"),
+        table=f"{FIGURES}/review.md",
+    log:
+        f"logs/{FIGURES}/review.log",
 
 
 onstart:

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -100,10 +101,10 @@ def claims(arguments: argparse.Namespace) -> None:
         if "experiment" not in metadata:
             raise InputError(f"{path}: not an experiment's results; give results/<experiment>.parquet")
         results[metadata["experiment"]["name"]], sources[path.stem] = rows, metadata["git"]
-    claimed = scorecard.load()
-    missing = {claim.experiment for claim in claimed} - set(results)
-    if missing:
-        raise InputError(f"claims: no results of {', '.join(sorted(missing))} among the files; give every one")
+    claimed = [claim for claim in scorecard.load() if claim.experiment in results]
+    idle = set(results) - {claim.experiment for claim in claimed}
+    if idle:
+        raise InputError(f"claims: no claim is about {', '.join(sorted(idle))}; leave its results out")
     evaluated = scorecard.evaluate(claimed, results)
     experiments = experiment.load_all()
     with store.replacing(arguments.captions) as temporary:
@@ -138,7 +139,22 @@ def gallery(arguments: argparse.Namespace) -> None:
 
     rows, _ = store.read(arguments.results / "claims.parquet")
     texts = json.loads((arguments.results / "captions.json").read_text(encoding="utf-8"))
-    report.gallery(experiment.load_all(), rows, texts, arguments.figures, experiment.EXPERIMENTS.parent)
+    chosen = {name: spec for name, spec in experiment.load_all().items() if spec.part != "review"}
+    report.gallery(chosen, rows, texts, arguments.figures, experiment.EXPERIMENTS.parent)
+
+
+def review(arguments: argparse.Namespace) -> None:
+    """Write docs/review.md, with its figures, from the results of `make review`."""
+    from krum import report
+
+    root = experiment.EXPERIMENTS.parent
+    rows, _ = store.read(arguments.results / "review.parquet")
+    text = report.answers((root / "docs" / "review.in.md").read_text(encoding="utf-8"), rows)
+    for name, spec in experiment.load_all().items():
+        if spec.part == "review":
+            report.copy_figure(name, arguments.figures, root, "make review")
+    with store.replacing(root / "docs" / "review.md") as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def figure(arguments: argparse.Namespace) -> None:
@@ -181,7 +197,8 @@ def parser() -> argparse.ArgumentParser:
     one = command(curve)
     one.add_argument("--cell", required=True, help="the cell as JSON text, see `cells`")
     one.add_argument("--output", type=Path, required=True, help="the parquet file")
-    one.add_argument("--device", default="auto", help="auto (default), cpu or cuda")
+    device = os.environ.get(experiment.DEVICE, "auto")
+    one.add_argument("--device", default=device, help=f"auto, cpu or cuda (default {device})")
     one.add_argument("--threads", type=int, default=1, help="CPU threads (default 1)")
     one = command(collect)
     one.add_argument("experiment", type=Path, help="experiments/<name>.yaml")
@@ -202,6 +219,9 @@ def parser() -> argparse.ArgumentParser:
     one = command(fidelity)
     one.add_argument("--output", type=Path, default=Path("docs/fidelity.md"), help="default docs/fidelity.md")
     one = command(gallery)
+    one.add_argument("--results", type=Path, default=Path("results"), help="default results")
+    one.add_argument("--figures", type=Path, default=Path("figures"), help="default figures")
+    one = command(review)
     one.add_argument("--results", type=Path, default=Path("results"), help="default results")
     one.add_argument("--figures", type=Path, default=Path("figures"), help="default figures")
     one = command(figure)

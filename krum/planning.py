@@ -5,7 +5,7 @@ import json
 import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -26,9 +26,10 @@ CATEGORIES = {
     "paper": "2. The paper's figures",
     "supplement": "3. Its supplement",
     "beyond": "4. Beyond the paper",
+    "review": "6. The review's objections",
 }
 KEEP_CLAIMS = {"rounds", "evaluate_every", "seeds", "folds"}  # overrides that leave every cell where it is
-CONFIG = {"results": "results", "figures": "figures", "device": "auto", "overrides": {}}
+CONFIG: dict[str, Any] = {"results": "results", "figures": "figures", "device": "auto", "overrides": {}, "thin": None}
 
 LONG = 5e11  # multiply-adds
 
@@ -70,10 +71,19 @@ class Plan:
         curves = [f"{self.results}/curves/{cell.slug}.parquet" for cell in spec.cells]
         return curves + [f"{self.results}/probes/{probe.slug}.parquet" for probe in spec.probes]
 
-    @property
-    def scorecard_files(self) -> list[str]:
-        """The scorecard, where there are claims."""
-        return [f"{self.figures}/scorecard.html"] if self.claims else []
+    def of_part(self, review: bool) -> list[str]:
+        """The experiments that answer the review, or the others."""
+        return [name for name, spec in self.experiments.items() if (spec.part == "review") == review]
+
+    def judged(self, review: bool) -> list[str]:
+        """The results that the claims of a scorecard need."""
+        names = {claim.experiment for claim in self.claims} & set(self.of_part(review))
+        return [f"{self.results}/{name}.parquet" for name in sorted(names)]
+
+    def scorecard_files(self, review: bool = False) -> list[str]:
+        """The scorecard of the review's experiments, or of the others, where there are claims."""
+        name = "review" if review else "scorecard"
+        return [f"{self.figures}/{name}.html"] if self.judged(review) else []
 
     def figure_files(self, name: str) -> list[str]:
         """The figure of an experiment, in its formats."""
@@ -99,11 +109,13 @@ class Plan:
     @property
     def captions(self) -> dict[str, str]:
         """The figures' captions and the tally, as the claims' evaluation left them; without it, the titles."""
-        titles = {"scorecard": "", **{name: spec.title for name, spec in self.experiments.items()}}
-        try:
-            return {**titles, **json.loads(Path(self.results, "captions.json").read_text(encoding="utf-8"))}
-        except (OSError, ValueError):
-            return titles
+        texts = {"scorecard": "", **{name: spec.title for name, spec in self.experiments.items()}}
+        for file in ("review-captions.json", "captions.json"):
+            try:
+                texts.update(json.loads(Path(self.results, file).read_text(encoding="utf-8")))
+            except (OSError, ValueError):
+                continue
+        return texts
 
     @property
     def farewell(self) -> str:
@@ -142,12 +154,30 @@ def plan(root: Path, config: Mapping[str, Any]) -> Plan:
             raise InputError(f"config: {key}: found {chosen[key]!r}; give a folder")
     if chosen["device"] not in ("auto", "cpu", "cuda"):
         raise InputError(f"config: {unknown('device', chosen['device'], ('auto', 'cpu', 'cuda'))}")
+    thin = chosen.pop("thin")
+    if thin is not None and (isinstance(thin, bool) or not isinstance(thin, int) or thin < 1):
+        raise InputError(
+            f"config: thin: found {thin!r}; give how many cells of each of the review's experiments to run"
+        )
     experiments = experiment.load_all(Path(root) / "experiments", chosen["overrides"])
     claimed = Path(root) / "experiments" / "claims.yaml"
     # Claims speak of the grid as it stands in the files: with another one they are not evaluated.
     scorecard = claims.load(claimed) if set(chosen["overrides"]) <= KEEP_CLAIMS else []
     claims.check(scorecard, experiments, claimed)
-    return Plan(experiments, scorecard, **{key: chosen[key] for key in CONFIG})
+    if thin is not None:
+        thinned = {name: _thinned(spec, thin) for name, spec in experiments.items()}
+        scorecard = [claim for claim in scorecard if thinned[claim.experiment] is experiments[claim.experiment]]
+        experiments = thinned
+    # For the jobs; no parameter of theirs, since another device need not compute a finished curve again.
+    os.environ[experiment.DEVICE] = chosen["device"]
+    return Plan(experiments, scorecard, **chosen)
+
+
+def _thinned(spec: Experiment, most: int) -> Experiment:
+    """An experiment of the review with at most so many of its cells, evenly spread."""
+    if spec.part != "review" or len(spec.cells) <= most:
+        return spec
+    return replace(spec, cells=tuple(spec.cells[number * len(spec.cells) // most] for number in range(most)))
 
 
 def prefer_this_python() -> None:

@@ -32,12 +32,15 @@ STYLES = {  # colour-blind safe (Okabe and Ito), and a marker for print
     "median": ("#000000", "X"),
     "trimmed-mean": ("#7F7F7F", "*"),
     "1-p-krum": ("#8C564B", "<"),
+    "bulyan": ("#B2182B", "8"),
+    "centred-clipping": ("#17BECF", "H"),
+    "nnm-krum": ("#BCBD22", "X"),
     "krum-n-f-1": ("#F0B000", "p"),
     "krum-n-f-1-unsquared": ("#9467BD", ">"),
     "krum-unsquared": ("#1B7837", "h"),
     "krum-fourth-power": ("#4D4D4D", "d"),
 }
-OTHER_STYLES = [("#BCBD22", "H"), ("#17BECF", "8"), ("#A6761D", "1"), ("#66628D", "2"), ("#B2182B", "3")]
+OTHER_STYLES = [("#66A61E", "4"), ("#E7298A", "+"), ("#A6761D", "1"), ("#66628D", "2"), ("#1F1F8F", "3")]
 LINES = {"none": "-", "gaussian": "--"}  # of an attack, where one panel shows several
 ATTACKED = (0, (1, 1))  # ... and of any other
 RANKS = ("-", (0, (5, 2)), (0, (2, 2)), (0, (6, 2, 1, 2)))  # lines of cells that share rule and attack in one panel
@@ -56,7 +59,36 @@ DISTINCTIONS = {
 }
 # What stands above a column of panels that differ in it.
 COLUMN_TITLES = {"learning_rate": "learning rate {:g}", "batch_size": "batch {}"}
-AXIS_LABELS = {"batch_size": "mini-batch size", "learning_rate": "learning rate", "workers": "workers n"}
+AXIS_LABELS = {
+    "batch_size": "mini-batch size",
+    "learning_rate": "learning rate",
+    "workers": "workers n",
+    "byzantine": "Byzantine workers",
+    "declared_f": "declared f",
+    "fault_rate": "probability that a worker misbehaves in a round",
+    "strength": "strength of the attack",
+    "points": "distinct training points",
+    "attack": "attack",
+}
+# What tells the lines of a sweep apart beside the rule.
+NOTES = {
+    "byzantine": "Byzantine",
+    "workers": "n =",
+    "declared_f": "f =",
+    "batch_size": "batch",
+    "learning_rate": "learning rate",
+    "fault_rate": "fault rate",
+    "worker_momentum": "momentum",
+}
+STRENGTHS = ("scale", "length", "epsilon", "factor", "deviations", "standard_deviation")
+SETTINGS = ("attack", "byzantine", "workers", "declared_f", "batch_size", "learning_rate", "fault_rate",
+            "worker_momentum", "aggregator_options", "attack_options", "rounds")  # fmt: skip
+QUANTITIES = {
+    "test_error": "cross-validation error at round {rounds}",
+    "byzantine_weight": "share of the weight given to attackers",
+    "rounds_to_target": "rounds to an error of {target:g}",
+    "norm_ratio": "length of the aggregate / of the mean gradient",
+}
 FITTED_FROM = {"workers": 40, "dimension": 10_000}  # below, a call's own overhead takes most of the time
 LONG_LEGEND = 4  # entries
 MOST_ACROSS = 5  # panels side by side
@@ -96,9 +128,13 @@ def save(figure: Figure, stem: Path) -> list[Path]:
 def curves(rows: pd.DataFrame, experiment: Mapping[str, Any]) -> Figure:
     """Error against rounds, one panel per data set (down) and attack (across), a curve per aggregator.
 
-    With `columns`, the panels of a row differ in that column instead, and attacks in the line.
+    With `columns`, the panels of a row differ in that column instead, and attacks in the line. With `x: samples`, the
+    axis counts the samples that all workers have seen.
     """
     rows = store.of_measurement(rows)
+    by_samples = experiment["figure"].get("x") == "samples"
+    if by_samples:
+        rows = rows.assign(round=rows["round"] * rows["workers"] * rows["batch_size"])
     across = experiment["figure"].get("columns", "attack")
     reference = experiment["figure"].get("reference")
     datasets = list(rows["dataset"].drop_duplicates())
@@ -127,7 +163,7 @@ def curves(rows: pd.DataFrame, experiment: Mapping[str, Any]) -> Figure:
             what = _adversary(here) if across == "attack" else COLUMN_TITLES.get(across, across + " {}").format(head[0])
             title = TITLES.get(dataset, dataset)
             _panel(axes, title if across == "dataset" else f"{title}, {what}")
-            axes.set_xlabel("round")
+            axes.set_xlabel("samples seen by all workers" if by_samples else "round")
             axes.set_ylabel("cross-validation error")
             axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
             top = max(top, axes.get_ylim()[1])
@@ -332,6 +368,112 @@ def implementations(rows: pd.DataFrame, experiment: Mapping[str, Any]) -> Figure
     return figure
 
 
+def sweep(rows: pd.DataFrame, experiment: Mapping[str, Any]) -> Figure:
+    """Quantities (down) against a swept parameter `x`, panels by `columns` (across), a line per rule and setting."""
+    chosen = experiment["figure"]
+    x, across, quantities = chosen["x"], chosen.get("columns", "dataset"), chosen.get("quantities", ["test_error"])
+    final = summary(store.of_measurement(rows), chosen)
+    heads = list(final[["dataset", across]].drop_duplicates().itertuples(index=False, name=None))
+    size = (max(6.4, 5.4 * len(heads)), 4.6 * len(quantities) + 1.2)
+    figure = Figure(figsize=size, layout="constrained")
+    grid = figure.subplots(len(quantities), len(heads), squeeze=False, sharey="row")
+    for panels, quantity in zip(grid, quantities, strict=True):
+        for axes, (dataset, head) in zip(panels, heads, strict=True):
+            here = final[(final["dataset"] == dataset) & (final[across] == head)]
+            apart = [name for name in SETTINGS if name != x and (x, name) != ("strength", "attack_options")]
+            varying = [name for name in apart if here[name].nunique() > 1]
+            for _, line in here.groupby(["aggregator", *apart], sort=False):
+                first = line.iloc[0]
+                notes = [_note(name, first[name]) for name in varying if name != across]
+                label = str(first["aggregator"]) + (f" ({', '.join(filter(None, notes))})" if any(notes) else "")
+                _line(
+                    axes,
+                    _points(line, x, quantity),
+                    str(first["aggregator"]),
+                    label,
+                    LINES.get(first["attack"], ATTACKED) if "attack" in varying and across != "attack" else "-",
+                    hollow=first["workers"] != here["workers"].iloc[0] or first["worker_momentum"] > 0,
+                )
+            _axis(axes, sorted(here[x].unique()), AXIS_LABELS.get(x, x))
+            axes.set_ylabel(QUANTITIES.get(quantity, quantity).format(rounds=final["rounds"].max(), **chosen))
+            if chosen.get("log"):
+                axes.set_yscale("log")
+            title = TITLES.get(dataset, dataset)
+            title = title if across == "dataset" else f"{title}, {_head(across, head)}"
+            _panel(axes, title, bottom=None if chosen.get("log") else 0)
+    return figure
+
+
+def heat(rows: pd.DataFrame, experiment: Mapping[str, Any]) -> Figure:
+    """Error at the last round as a table of colours: rules down, `x` across, a panel for each value of `columns`."""
+    chosen = experiment["figure"]
+    x, across = chosen["x"], chosen.get("columns", "dataset")
+    final = summary(store.of_measurement(rows), chosen)
+    final = final.assign(rule=[_rule(row) for row in final.itertuples()])
+    heads = list(final[["dataset", across]].drop_duplicates().itertuples(index=False, name=None))
+    rules, ticks = list(final["rule"].drop_duplicates()), list(final[x].drop_duplicates())
+    if x != "attack":
+        ticks.sort()
+    width = min(len(heads), chosen.get("across", 3))
+    down = -(-len(heads) // width)
+    size = (1.9 + width * (1.2 + 0.62 * len(ticks)), 1.6 + down * (1.1 + 0.34 * len(rules)))
+    figure = Figure(figsize=(max(8.0, size[0]), size[1]), layout="constrained")
+    grid = figure.subplots(down, width, squeeze=False)
+    colours = matplotlib.colormaps["viridis_r"].with_extremes(bad="#dddddd")
+    for axes, (dataset, head) in zip(grid.flatten(), heads, strict=False):
+        here = final[(final["dataset"] == dataset) & (final[across] == head)]
+        table = here.pivot_table(index="rule", columns=x, values="test_error", aggfunc="mean", sort=False)
+        table = table.reindex(index=rules, columns=ticks)
+        image = axes.imshow(
+            np.ma.masked_invalid(table), cmap=colours, vmin=0, vmax=final["test_error"].max(), aspect="auto"
+        )
+        for (i, j), value in np.ndenumerate(table.to_numpy()):
+            dark = value > 0.45 * final["test_error"].max()
+            if np.isfinite(value):
+                axes.text(
+                    j, i, f"{value:.2f}", ha="center", va="center", fontsize=7, color="white" if dark else "black"
+                )
+        slanted = {"rotation": 40, "ha": "right", "rotation_mode": "anchor"} if x == "attack" else {}
+        axes.set_xticks(
+            range(len(ticks)), [f"{t:g}" if isinstance(t, float) else str(t) for t in ticks], fontsize=8, **slanted
+        )
+        axes.set_yticks(range(len(rules)), rules, fontsize=8)
+        axes.set_xlabel(AXIS_LABELS.get(x, x))
+        title = TITLES.get(dataset, dataset)
+        axes.set_title(title if across == "dataset" else f"{title}, {_head(across, head)}", fontsize=10)
+    for axes in grid.flatten()[len(heads) :]:
+        axes.set_visible(False)
+    bar = figure.colorbar(image, ax=grid, shrink=0.8, pad=0.01)
+    bar.set_label(f"cross-validation error at round {final['rounds'].max()}, mean over seeds", fontsize=8)
+    return figure
+
+
+def summary(rows: pd.DataFrame, chosen: Mapping[str, Any]) -> pd.DataFrame:
+    """One row per cell and seed: the last round's, with the run's means, and what figures derive."""
+    means = rows[rows["round"] > 0].groupby(["cell", "seed"])[["byzantine_weight", "differs"]].mean()
+    final = rows[rows["round"] == rows["rounds"]].drop(columns=["byzantine_weight", "differs"])
+    final = final.join(means, on=["cell", "seed"])
+    if "target" in chosen:
+        final = final.assign(rounds_to_target=statistics.rounds_to(rows, chosen["target"], final))
+    strengths = [_named_strength(options) for options in final["attack_options"]]
+    adversary = [_who(row) for row in (final.iloc[i] for i in range(len(final)))]
+    final = final.assign(strength=strengths, adversary=adversary)
+    if chosen.get("columns") == "attack" and chosen["x"] != "attack":  # nobody attacking belongs to every attack
+        calm, attacked = final[final["attack"] == "none"], final[final["attack"] != "none"]
+        if len(calm) and len(attacked):
+            names = attacked["attack"].unique()
+            final = pd.concat([attacked, *(calm.assign(attack=name) for name in names)])
+    if chosen.get("columns") != "declares":
+        return final
+    most = final["declared_f"].max()
+    return pd.concat(
+        [
+            final[final["declared_f"] == most].assign(declares=f"declared f = {most}"),
+            final[final["declared_f"] == final["byzantine"]].assign(declares="declared f = the true count"),
+        ]
+    )
+
+
 KINDS: dict[str, Callable[[pd.DataFrame, Mapping[str, Any]], Figure]] = {
     "curves": curves,
     "against": against,
@@ -340,6 +482,8 @@ KINDS: dict[str, Callable[[pd.DataFrame, Mapping[str, Any]], Figure]] = {
     "implementations": implementations,
     "resilience": resilience,
     "steering": steering,
+    "sweep": sweep,
+    "heat": heat,
 }
 
 
@@ -423,6 +567,50 @@ def _log_axis(axes: Axes, ticks: Sequence[float], label: str) -> None:
     axes.set_xlabel(label)
 
 
+def _head(column: str, value: Any) -> str:
+    """What stands above a panel for a column's value."""
+    if isinstance(value, str):
+        return value
+    return (
+        f"worker momentum {value:g}" if column == "worker_momentum" else f"{value:g} {AXIS_LABELS.get(column, column)}"
+    )
+
+
+def _axis(axes: Axes, ticks: Sequence[float], label: str) -> None:
+    """Logarithmic where the values span more than a factor of ten, with a place for zero if it is among them."""
+    if max(ticks) <= 10 * max(1, min(ticks)) and all(float(tick).is_integer() for tick in ticks):
+        axes.set_xticks(ticks)
+        axes.set_xlabel(label)
+    elif min(ticks) > 0:
+        _log_axis(axes, ticks, label)
+    else:
+        least = min(tick for tick in ticks if tick > 0)
+        axes.set_xscale("symlog", linthresh=least, linscale=0.6)
+        axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        axes.set_xlabel(label)
+
+
+def _named_strength(options: str) -> float:
+    """The option that says how strong an attack is, where it has one."""
+    found = json.loads(options)
+    return next((float(found[name]) for name in STRENGTHS if name in found), float("nan"))
+
+
+def _note(name: str, value: Any) -> str:
+    if name in ("aggregator_options", "attack_options"):
+        return ", ".join(f"{key} = {item}" for key, item in json.loads(value).items() if key not in STRENGTHS)
+    if name == "attack":
+        return "" if value == "none" else str(value)
+    return f"{NOTES.get(name, name)} {value:g}"
+
+
+def _rule(row: Any) -> str:
+    notes = [f"{key} = {value}" for key, value in json.loads(row.aggregator_options).items()]
+    if row.worker_momentum:
+        notes.append(f"momentum {row.worker_momentum:g}")
+    return row.aggregator + (f" ({', '.join(notes)})" if notes else "")
+
+
 def _strength(attack: str, options: str) -> str:
     found = json.loads(options)
     return f"kappa = {found['scale']:g}" if attack == "sign-flip" and "scale" in found else attack
@@ -452,6 +640,8 @@ def _alike(cell: pd.DataFrame, panel: pd.DataFrame) -> pd.DataFrame:
 
 def _who(row: pd.Series) -> str:
     """ "none", or "45 % omniscient"."""
+    if row["fault_rate"]:
+        return f"{row['attack']} at rate {row['fault_rate']:g}"
     return "none" if not row["byzantine"] else f"{row['byzantine_fraction']:.0%} {row['attack']}".replace("%", " %")
 
 

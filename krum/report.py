@@ -2,6 +2,7 @@
 
 import html
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -160,23 +161,14 @@ def gallery(
     root: Path,
 ) -> None:
     """Write docs/: every figure, gallery.md, scorecard.md; and the scorecard's part of README.md. From a full run."""
-    from PIL import Image
-
     pages = [
         "# Gallery",
         "",
         "Every figure of a full run, written by `make gallery`. Verdicts: [scorecard](scorecard.md).",
     ]
-    (root / "docs" / "figures").mkdir(parents=True, exist_ok=True)
     for spec in in_order(experiments):
         name = spec.name
-        source = figures / f"{name}.png"
-        if not source.exists():
-            raise InputError(f"{source}: not found; build every figure with `make` first")
-        picture = Image.open(source).convert("RGB")
-        picture.thumbnail((GALLERY_WIDTH, 4 * GALLERY_WIDTH), Image.Resampling.LANCZOS)
-        with store.replacing(root / "docs" / "figures" / f"{name}.png") as temporary:
-            picture.quantize(128).save(temporary, optimize=True)
+        copy_figure(name, figures, root, "make")
         bullets = [line.replace("<", "&lt;") for line in texts.get(name, "").splitlines() if line.startswith("- ")]
         pages += ["", f"## {spec.title}", "", f"![{name}](figures/{name}.png)", "", " ".join(spec.claim.split()), ""]
         pages += bullets
@@ -193,6 +185,31 @@ def gallery(
     for path, text in written.items():
         with store.replacing(path) as temporary:
             temporary.write_text(text, encoding="utf-8")
+
+
+def copy_figure(name: str, figures: Path, root: Path, command: str) -> None:
+    """A figure into docs/figures, small enough for a repository. Raises InputError where it is missing."""
+    from PIL import Image
+
+    source = figures / f"{name}.png"
+    if not source.exists():
+        raise InputError(f"{source}: not found; build every figure with `{command}` first")
+    picture = Image.open(source).convert("RGB")
+    picture.thumbnail((GALLERY_WIDTH, 4 * GALLERY_WIDTH), Image.Resampling.LANCZOS)
+    with store.replacing(root / "docs" / "figures" / f"{name}.png") as temporary:
+        picture.quantize(128).save(temporary, optimize=True)
+
+
+def answers(template: str, scorecard: "pd.DataFrame") -> str:
+    """docs/review.md: the template with every {claim} replaced by its value, interval and verdict."""
+    found = {row.claim: f"{interval(row)} ({MARKS[row.verdict]} {row.verdict})" for row in scorecard.itertuples()}
+    found["tally"] = tally(scorecard)
+    names = set(re.findall(r"{([a-z0-9-]+)}", template))
+    if names - set(found):
+        raise InputError(
+            f"docs/review.in.md: no claim {', '.join(sorted(names - set(found)))} on the review's scorecard"
+        )
+    return re.sub(r"{([a-z0-9-]+)}", lambda name: found[name[1]], template)
 
 
 def _escaped(text: str) -> str:
@@ -234,7 +251,7 @@ GENERAL = (
 
 def in_order(experiments: Mapping[str, Experiment]) -> list[Experiment]:
     """The paper's experiments first, then the supplement's, then those beyond."""
-    parts = ("paper", "supplement", "beyond")
+    parts = ("paper", "supplement", "beyond", "review")
     return sorted(experiments.values(), key=lambda spec: (parts.index(spec.part), spec.name))
 
 

@@ -36,3 +36,10 @@ def curve(rows: pd.DataFrame, quantity: str = "test_error") -> pd.DataFrame:
     table = rows.pivot(index="seed", columns="round", values=quantity)
     mean, low, high = band(table.to_numpy())
     return pd.DataFrame({"mean": mean, "low": low, "high": high, "seeds": len(table)}, index=table.columns)
+
+
+def rounds_to(rows: pd.DataFrame, target: float, like: pd.DataFrame) -> np.ndarray:
+    """The first recorded round with an error of at most `target`, for the cells and seeds of `like`; else the last."""
+    reached = rows[rows["test_error"] <= target].groupby(["cell", "seed"])["round"].min()
+    index = pd.MultiIndex.from_frame(like[["cell", "seed"]])
+    return reached.reindex(index).fillna(like["rounds"].set_axis(index)).to_numpy()

@@ -25,6 +25,7 @@ def rows_of(spec, seeds=3):
                         "test_error": rng.uniform(),
                         "byzantine_weight": rng.uniform() if round_ else np.nan,
                         "differs": rng.uniform() if round_ else np.nan,
+                        "norm_ratio": rng.uniform() if round_ else np.nan,
                         "gradient_norm": rng.uniform(),
                         "gradient_noise": rng.uniform(),
                         "diverged": cell.aggregator == "average" and cell.byzantine > 0 and seed == 0,
@@ -136,6 +137,12 @@ def test_every_figure_is_whole(name):
     assert "seeds" in caption and "95 % bootstrap" in caption
     assert " ".join(spec.figure.get("note", "").split()) in caption
     panels = [axes for axes in figure.axes if axes.get_visible()]
+    if spec.figure["kind"] == "heat":  # tables of colours, with the rules as their rows, and a colour bar
+        *tables, bar = panels
+        rows = {tick.get_text() for axes in tables for tick in axes.get_yticklabels()}
+        assert all(any(row.startswith(cell.aggregator) for row in rows) for cell in spec.cells)
+        assert all(axes.get_title() and axes.get_xlabel() for axes in tables) and "error" in bar.get_ylabel()
+        return
     for axes in panels:
         assert axes.get_title() and axes.get_xlabel() and axes.get_ylabel()
         if axes.get_legend() is not None:

@@ -60,6 +60,7 @@ def test_numbers(value, text):
     assert report.number(value) == text
 
 
+PAPERS = {name: spec for name, spec in SPECS.items() if spec.part != "review"}
 SMOKE = ROOT / "results" / "smoke"
 needs_smoke = pytest.mark.skipif(not (SMOKE / "claims.parquet").exists(), reason="`make smoke` has not run")
 
@@ -68,7 +69,7 @@ needs_smoke = pytest.mark.skipif(not (SMOKE / "claims.parquet").exists(), reason
 def test_captions_state_setting_seeds_and_verdicts():
     captions = json.loads((SMOKE / "captions.json").read_text(encoding="utf-8"))
     assert "hold" in captions.pop("scorecard")
-    assert set(captions) == set(SPECS)
+    assert set(captions) == set(PAPERS)
     for name, caption in captions.items():
         assert SPECS[name].title in caption
         assert "seeds" in caption
@@ -102,7 +103,7 @@ def test_the_report_is_one_file_that_needs_no_network():
     """Snakemake's report of the smoke run: every figure with its caption, the scorecard first."""
     page = (ROOT / "figures" / "smoke" / "report.html").read_text(encoding="utf-8")
     assert not re.findall(r"<(?:script|link|img)[^>]*(?:src|href)=\"https?:", page)
-    for name in SPECS:
+    for name in PAPERS:
         assert f"figures/smoke/{name}.png" in page
     for category in ("1. Scorecard", "2. The paper", "3. Its supplement", "4. Beyond the paper"):  # in this order
         assert category in page
@@ -112,7 +113,7 @@ def test_the_report_is_one_file_that_needs_no_network():
 def test_the_gallery_shows_every_figure():
     """docs/gallery.md and its pictures, which `make gallery` writes after a full run."""
     text = (ROOT / "docs" / "gallery.md").read_text(encoding="utf-8")
-    for name, spec in SPECS.items():
+    for name, spec in PAPERS.items():
         assert spec.title in text
         assert (ROOT / "docs" / "figures" / f"{name}.png").stat().st_size > 10_000
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -124,19 +125,42 @@ def test_gallery_writes_pictures_page_and_scorecard(tmp_path):
     for folder in ("docs", "figures"):
         (tmp_path / folder).mkdir()
     (tmp_path / "README.md").write_text(f"before\n{report.BEGIN}\nstale\n{report.END}\nafter\n")
-    for name in SPECS:
+    for name in PAPERS:
         shutil.copy(ROOT / "docs" / "figures" / f"{name}.png", tmp_path / "figures" / f"{name}.png")
     scorecard = pd.DataFrame([dict.fromkeys(claims.COLUMNS, "x")])
     scorecard = scorecard.assign(value=1.0, low=0.5, high=1.5, verdict="holds", source="paper", where="")
-    report.gallery(SPECS, scorecard, {"figure4": "no\n- yes\n"}, tmp_path / "figures", tmp_path)
+    report.gallery(PAPERS, scorecard, {"figure4": "no\n- yes\n"}, tmp_path / "figures", tmp_path)
     text = (tmp_path / "README.md").read_text()
     assert (
         text.startswith("before\n") and text.endswith("after\n") and "1 claims: 1 hold" in text and "stale" not in text
     )
     gallery = (tmp_path / "docs" / "gallery.md").read_text()
-    assert all(f"(figures/{name}.png)" in gallery for name in SPECS) and "- yes" in gallery and "\nno" not in gallery
+    assert all(f"(figures/{name}.png)" in gallery for name in PAPERS) and "- yes" in gallery and "\nno" not in gallery
     (tmp_path / "README.md").write_text("no marks")
     with pytest.raises(InputError, match=r"the lines .* are not there"):
-        report.gallery(SPECS, scorecard, {}, tmp_path / "figures", tmp_path)
+        report.gallery(PAPERS, scorecard, {}, tmp_path / "figures", tmp_path)
     with pytest.raises(InputError, match="build every figure with `make` first"):
-        report.gallery(SPECS, scorecard, {}, tmp_path / "none", tmp_path)
+        report.gallery(PAPERS, scorecard, {}, tmp_path / "none", tmp_path)
+
+
+def test_answers_take_every_number_from_the_results():
+    """docs/review.in.md names claims about the review's experiments only, and no number is written by hand."""
+    template = (ROOT / "docs" / "review.in.md").read_text(encoding="utf-8")
+    names = set(re.findall(r"{([a-z0-9-]+)}", template)) - {"tally"}
+    known = {claim.name for claim in claims.load() if SPECS[claim.experiment].part == "review"}
+    assert names <= known and len(names) > 20
+    rows = pd.DataFrame(
+        [{"claim": name, "value": 0.5, "low": 0.25, "high": 0.75, "verdict": "holds"} for name in names]
+    )
+    text = report.answers(template, rows)
+    assert "0.5 [0.25, 0.75] (✔ holds)" in text and not re.findall(r"{[a-z0-9-]+}", text)
+    with pytest.raises(InputError, match="no claim"):
+        report.answers("{no-such-claim}", rows)
+    for name in re.findall(r"\(figures/([\w-]+)\.png\)", template):
+        assert SPECS[name].part == "review"
+
+
+@needs_smoke
+def test_smoke_touches_every_experiment_of_the_review():
+    for name in set(SPECS) - set(PAPERS):
+        assert (ROOT / "figures" / "smoke" / f"{name}.png").stat().st_size > 5_000
