@@ -137,7 +137,7 @@ def curves(rows: pd.DataFrame, experiment: Mapping[str, Any]) -> Figure:
         rows = rows.assign(round=rows["round"] * rows["workers"] * rows["batch_size"])
     across = experiment["figure"].get("columns", "attack")
     reference = experiment["figure"].get("reference")
-    datasets = list(rows["dataset"].drop_duplicates())
+    datasets = [""] if across == "dataset" else list(rows["dataset"].drop_duplicates())  # one to a row of panels
     keys = ["byzantine_fraction", "attack"] if across == "attack" else [across]
     heads = list(rows[keys].drop_duplicates().sort_values(keys[0], kind="stable").itertuples(index=False, name=None))
     width = min(len(heads), MOST_ACROSS)
@@ -147,7 +147,7 @@ def curves(rows: pd.DataFrame, experiment: Mapping[str, Any]) -> Figure:
     grid = figure.subplots(len(datasets) * per_dataset, width, squeeze=False, sharex=True)
     for number, dataset in enumerate(datasets):
         panels = grid[number * per_dataset : (number + 1) * per_dataset].flatten()
-        of_dataset = rows[rows["dataset"] == dataset]
+        of_dataset = rows[rows["dataset"] == dataset] if dataset else rows
         top = 0.0
         for axes, head in zip(panels, heads, strict=False):
             here = of_dataset[(of_dataset[keys] == list(head)).all(axis=1)]
@@ -161,7 +161,8 @@ def curves(rows: pd.DataFrame, experiment: Mapping[str, Any]) -> Figure:
                 for _, cell in calm.groupby("cell", sort=False):
                     _curve(axes, cell, f"{_label(cell, calm)}, 0 % Byzantine", dashed=True)
             what = _adversary(here) if across == "attack" else COLUMN_TITLES.get(across, across + " {}").format(head[0])
-            title = TITLES.get(dataset, dataset)
+            shown = here["dataset"].iloc[0] if len(here) else dataset
+            title = TITLES.get(shown, shown)
             _panel(axes, title if across == "dataset" else f"{title}, {what}")
             axes.set_xlabel("samples seen by all workers" if by_samples else "round")
             axes.set_ylabel("cross-validation error")
@@ -401,6 +402,9 @@ def sweep(rows: pd.DataFrame, experiment: Mapping[str, Any]) -> Figure:
             title = TITLES.get(dataset, dataset)
             title = title if across == "dataset" else f"{title}, {_head(across, head)}"
             _panel(axes, title, bottom=None if chosen.get("log") else 0)
+        highest = final.groupby("cell")[quantity].mean().max()
+        if not chosen.get("log") and np.isfinite(highest):
+            panels[0].set_ylim(0, 1.08 * highest)
     return figure
 
 
