@@ -71,12 +71,10 @@ rule curve:
         cell=lambda wildcards: PLAN.cells[wildcards.curve].to_json(),
         digest=lambda wildcards: PLAN.digest(wildcards.curve),  # a change of code runs it again
     shell:
-        "python -m krum.warm curve --cell {params.cell:q} --threads {threads}" " --output {output} > {log} 2>&1"
+        "python -m krum.warm curve --cell {params.cell:q} --threads {threads} --output {output} > {log} 2>&1"
 
 
 use rule curve as long_curve with:  # begun first, so that no core waits for the last one
-    log:
-        f"logs/{RESULTS}/{{curve}}.log",
     wildcard_constraints:
         curve=planning.one_of(PLAN.long_curves),
     priority: 1

@@ -298,8 +298,10 @@ def nnm_krum(squared_distances: "Tensor", f: int) -> "Tensor":
 
     Every vector gives way to the mean of the n - f vectors nearest to it, itself included, then Krum chooses one of
     these means. With mixing weights M (rows sum to 1) and `K = M D M^T`, their squared distances are
-    `K_ij - (K_ii + K_jj) / 2`.
+    `K_ij - (K_ii + K_jj) / 2`, those of vectors with the Gram matrix `-K / 2`.
     """
+    from krum import distances
+
     n = squared_distances.shape[-1]
     infinite = _infinite(squared_distances)
     nearest = squared_distances.clone()
@@ -307,9 +309,7 @@ def nnm_krum(squared_distances: "Tensor", f: int) -> "Tensor":
     chosen = nearest.sort(dim=-1, stable=True).indices[..., : n - f]
     mixing = nearest.new_zeros(nearest.shape).scatter_(-1, chosen, 1 / (n - f))
     mixed = mixing @ squared_distances.masked_fill(~squared_distances.isfinite(), 0.0) @ mixing.mT
-    own = mixed.diagonal(dim1=-2, dim2=-1)
-    between = (mixed - (own[..., :, None] + own[..., None, :]) / 2).clamp(min=0).triu(1)
-    between = (between + between.mT).masked_fill(infinite[..., :, None] | infinite[..., None, :], float("inf"))
+    between = distances.from_gram(mixed.masked_fill(infinite[..., None], float("inf")) / -2)
     winner = _indicator(krum(between, f), 1, between)
     return (winner[..., None] * mixing).sum(-2)
 

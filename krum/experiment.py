@@ -235,7 +235,7 @@ def _check_figure(where: str, figure: Mapping[str, Any], cells: list[Cell], meas
         raise InputError(f"{where}.x: {unknown('parameter', figure['x'], allowed)}")
     columns = ("attack", "dataset", "model", "aggregator", "byzantine_fraction", *swept)
     if kind in ("heat", "sweep"):
-        columns = (*columns, "adversary", "declares")
+        columns = (*columns, "declares")
     if "columns" in figure and figure["columns"] not in columns:
         raise InputError(f"{where}.columns: {unknown('column', figure['columns'], columns)}")
 
