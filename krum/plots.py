@@ -343,7 +343,7 @@ def complexity(rows: pd.DataFrame, experiment: Mapping[str, Any]) -> Figure:
 def implementations(rows: pd.DataFrame, experiment: Mapping[str, Any]) -> Figure:
     """Error, share of rounds won by an attacker, and share with another choice than the reference, by attack."""
     rows = store.of_measurement(rows)
-    figure = Figure(figsize=(15.5, 5.6), layout="constrained")
+    figure = Figure(figsize=(15.5, 6.6), layout="constrained")
     panels = figure.subplots(1, 3)
     rows = rows.assign(setting=[_strength(a, o) for a, o in zip(rows["attack"], rows["attack_options"], strict=True)])
     order = list(rows["setting"].drop_duplicates())
@@ -365,7 +365,7 @@ def implementations(rows: pd.DataFrame, experiment: Mapping[str, Any]) -> Figure
         axes.set_xticks(range(len(order)), order, rotation=45, ha="right", fontsize=8)
         axes.set_xlabel("attack (kappa: the colluders send -kappa times the honest mean)")
         axes.set_ylabel("cross-validation error" if column == "test_error" else "share of rounds")
-        _panel(axes, title)
+        _panel(axes, title, legend=-0.24)  # below the slanted names
     return figure
 
 
@@ -459,9 +459,7 @@ def summary(rows: pd.DataFrame, chosen: Mapping[str, Any]) -> pd.DataFrame:
     final = final.join(means, on=["cell", "seed"])
     if "target" in chosen:
         final = final.assign(rounds_to_target=statistics.rounds_to(rows, chosen["target"], final))
-    strengths = [_named_strength(options) for options in final["attack_options"]]
-    adversary = [_who(row) for row in (final.iloc[i] for i in range(len(final)))]
-    final = final.assign(strength=strengths, adversary=adversary)
+    final = final.assign(strength=final["attack_options"].map(_named_strength))
     if chosen.get("columns") == "attack" and chosen["x"] != "attack":  # nobody attacking belongs to every attack
         calm, attacked = final[final["attack"] == "none"], final[final["attack"] != "none"]
         if len(calm) and len(attacked):
@@ -658,8 +656,8 @@ def _adversary(rows: pd.DataFrame) -> str:
     return share + (f" ({first['byzantine']} of {first['workers']}, {first['attack']})" if first["byzantine"] else "")
 
 
-def _panel(axes: Axes, title: str, bottom: float | None = 0) -> None:
-    """Title, grid and legend; a long legend stands below the panel, where it hides no curve."""
+def _panel(axes: Axes, title: str, bottom: float | None = 0, legend: float = -0.16) -> None:
+    """Title, grid and legend; a long legend stands below the panel, from `legend` on, where it hides no curve."""
     axes.set_title(title, fontsize=10)
     if bottom is not None:
         axes.set_ylim(bottom=bottom)
@@ -668,6 +666,6 @@ def _panel(axes: Axes, title: str, bottom: float | None = 0) -> None:
     names = axes.get_legend_handles_labels()[1]
     if len(names) > LONG_LEGEND or any(len(name) > 40 for name in names):
         columns = 2 if max(map(len, names)) < 28 else 1
-        axes.legend(fontsize=8, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=columns)
+        axes.legend(fontsize=8, frameon=False, loc="upper center", bbox_to_anchor=(0.5, legend), ncols=columns)
     elif names:
         axes.legend(fontsize=8, frameon=False)
