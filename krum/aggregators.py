@@ -27,6 +27,7 @@ imported here, so that experiments can be validated and planned without it.
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 
 AGGREGATORS: dict[str, "Aggregator"] = {}
 CONTEXT = ("f", "round", "coin", "chosen")
+SORTED_AT_ONCE = 16_384  # columns that are sorted side by side: a cache should hold them
 
 
 @dataclass(frozen=True)
@@ -407,17 +409,15 @@ def bulyan(vectors: "Tensor", f: int, chosen: "Tensor") -> "Tensor":
     Krum chooses the n - 2f vectors one after the other, each among those left (`bulyan_selection`). Of two values
     equally near the median, the smaller comes first.
     """
-    n = vectors.shape[-2]
-    order = (chosen <= 0).byte().sort(dim=-1, stable=True).indices[..., : n - 2 * f, None]
-    kept = _sorted(vectors.take_along_dim(order, -2))
+    n, d = vectors.shape[-2:]
+    kept = _sorted(vectors.reshape(-1, d)[chosen.flatten() > 0].reshape(*chosen.shape[:-1], n - 2 * f, d))
     centre, count = _middle(kept), n - 4 * f
     # The nearest values stand side by side: they begin after every value that the one `count` places on is nearer than.
     after = (kept[..., count:, :] - centre[..., None, :]) < (centre[..., None, :] - kept[..., : 2 * f, :])
-    first = after.sum(-2, keepdim=True)
-    total = kept.take_along_dim(first, -2)
-    for number in range(1, count):
-        total = total + kept.take_along_dim(first + number, -2)
-    return total.squeeze(-2) / count
+    first, total = after.sum(-2), centre
+    for begin in range(2 * f + 1):
+        total = kept[..., begin : begin + count, :].sum(-2).where(first == begin, total)
+    return total / count
 
 
 # ----------------------------------------------------------------------------------------------------- their parts
@@ -425,12 +425,43 @@ def bulyan(vectors: "Tensor", f: int, chosen: "Tensor") -> "Tensor":
 
 def _sorted(vectors: "Tensor") -> "Tensor":
     """Every coordinate's values in ascending order, NaN as +inf."""
-    finite = vectors.nan_to_num(nan=float("inf"), posinf=float("inf"), neginf=-float("inf"))
-    if finite.device.type != "cpu":
-        return finite.sort(-2).values
+    values = vectors.nan_to_num(nan=float("inf"), posinf=float("inf"), neginf=-float("inf"))
+    if values.device.type != "cpu":
+        return values.sort(-2).values
     import torch
 
-    return torch.from_numpy(np.sort(finite.numpy(), axis=-2))  # seven times as fast as torch's
+    sorted_ = values.numpy()
+    n, d = sorted_.shape[-2:]
+    for problem in sorted_.reshape(-1, n, d):
+        for begin in range(0, d, SORTED_AT_ONCE):
+            _sort_rows(problem[:, begin : begin + SORTED_AT_ONCE])
+    return torch.from_numpy(sorted_)
+
+
+def _sort_rows(values: np.ndarray) -> None:
+    """Sort `values [n, c]` along n, in place: twice as fast as numpy, whose columns are not side by side in memory."""
+    rows, spare = list(values), np.empty_like(values[0])
+    for low, high in _comparators(len(values)):
+        np.minimum(rows[low], rows[high], out=spare)
+        np.maximum(rows[low], rows[high], out=rows[high])
+        rows[low], spare = spare, rows[low]
+    values[:] = np.stack(rows)
+
+
+@cache
+def _comparators(n: int) -> list[tuple[int, int]]:
+    """A sorting network: pairs of places to put in order, one pair after the other (Batcher, 1968, merge exchange)."""
+    pairs, largest = [], 1 << max(0, (n - 1).bit_length() - 1)
+    step = largest
+    while step > 0:
+        reach, remainder, distance = largest, 0, step
+        while True:
+            pairs += [(i, i + distance) for i in range(n - distance) if i & step == remainder]
+            if reach == step:
+                break
+            distance, reach, remainder = reach - step, reach // 2, step
+        step //= 2
+    return pairs
 
 
 def _middle(ordered: "Tensor") -> "Tensor":

@@ -146,8 +146,9 @@ class WorkerGradients:
         for (x, delta), (weight, bias) in zip(
             zip(self.inputs, self.deltas, strict=True), self._unflatten(vectors), strict=True
         ):
-            at_output = x[:, None] @ weight + bias[:, :, None]
-            by_row = (at_output * delta[:, None]).sum(-1).mT
+            side_by_side = weight.transpose(1, 2).flatten(2)
+            at_output = (x.bmm(side_by_side).unflatten(-1, (count, -1))).add_(bias[:, None])
+            by_row = at_output.mul_(delta[:, :, None]).sum(-1)
             total += by_row.double().view(replicas, self.workers, -1, count).sum(2) / self.batch_size
         return total
 
