@@ -8,6 +8,11 @@ from the interval alone:
     fails      the whole interval lies on the other side
     undecided  it straddles the threshold, or there is only one seed
 
+With `crossing`, a column that is swept, the quantity is instead where along it the difference `of` minus `minus` first
+rises above zero, with the interval of that place (`krum.statistics.crossing`).
+
+Differences and ratios are taken seed by seed, over the seeds that both sides have.
+
 A claim about several cells (`by`) holds if it holds in each, and shows the one that comes out worst. Probes that are no
 training run have seeds, and no folds.
 """
@@ -56,14 +61,21 @@ class Claim:
     sentence: str
     means: str  # the quantity in words
     column: str
+    minus_at: str | int  # the same for `minus`
     at: str | int  # last, first, mean (without the first), least, greatest over the recorded rounds; or a round
     measurement: str
     of: Mapping[str, Any]
     minus: Mapping[str, Any] | None
     over: Mapping[str, Any] | None
     slope: str | None
+    crossing: str | None
     by: tuple[str, ...]
     test: Mapping[str, Any]
+
+    @property
+    def apart(self) -> tuple[str, ...]:
+        """The columns that tell the cells of `of` apart."""
+        return self.by if self.crossing is None else (*self.by, self.crossing)
 
 
 DERIVED: dict[str, Callable[["pd.DataFrame"], "pd.Series"]] = {
@@ -92,11 +104,13 @@ def load(path: Path = CLAIMS) -> list[Claim]:
                 means=entry["means"],
                 column=quantity["column"],
                 at=quantity.get("at", "last"),
+                minus_at=quantity.get("minus_at", quantity.get("at", "last")),
                 measurement=quantity.get("measurement", store.TRAINING),
                 of=quantity.get("of", {}),
                 minus=quantity.get("minus"),
                 over=quantity.get("over"),
                 slope=quantity.get("slope"),
+                crossing=quantity.get("crossing"),
                 by=tuple(quantity.get("by", [])),
                 test=entry["test"],
             )
@@ -106,6 +120,15 @@ def load(path: Path = CLAIMS) -> list[Claim]:
         if names.count(name) > 1:
             raise InputError(f"{path}: the name {name!r} is given to {names.count(name)} claims; give each its own")
     return claims
+
+
+def untouched(claims: Sequence[Claim], overrides: Mapping[str, Any]) -> list[Claim]:
+    """The claims that select no cells by a parameter which is overridden."""
+    return [
+        claim
+        for claim in claims
+        if not {*claim.of, *(claim.minus or ()), *(claim.over or ()), *claim.apart} & set(overrides)
+    ]
 
 
 def check(claims: Sequence[Claim], experiments: Mapping[str, Experiment], path: Path = CLAIMS) -> None:
@@ -127,35 +150,49 @@ def check(claims: Sequence[Claim], experiments: Mapping[str, Experiment], path: 
         numeric = {*store.NUMBERS, *DERIVED}
         if claim.column not in numeric:
             raise InputError(f"{where}: {unknown('column', claim.column, sorted(numeric))}")
-        groups = {}
-        for part, chosen in (("of", claim.of), ("minus", claim.minus), ("over", claim.over)):
-            if chosen is not None:
-                groups[part] = _groups(claim, spec.cells, chosen, f"{where}: {part}")
-        for part, found in groups.items():
-            if not set(groups["of"]) <= set(found):
-                missing = next(group for group in groups["of"] if group not in found)
-                here = _listed(dict(zip(claim.by, missing, strict=True)))
-                raise InputError(f"{where}: {part}: no cell with {here}, which `of` has")
+        if claim.crossing is not None and claim.minus is None:
+            raise InputError(f"{where}: minus is missing; a crossing is one of two families of cells")
+        swept = next((key for key in claim.apart if key in claim.of and not isinstance(claim.of[key], list)), None)
+        if swept is not None:
+            raise InputError(
+                f"{where}: of: {swept} is fixed here and swept under by; give a list of values or leave it out"
+            )
+        strict = not set(spec.overrides) & {"rounds", "evaluate_every"}
+        groups = _groups(claim, spec.cells, claim.of, f"{where}: of", strict)
+        for part, chosen in (("minus", claim.minus), ("over", claim.over)):
+            if chosen is None:
+                continue
+            found = _groups(claim, spec.cells, chosen, f"{where}: {part}", strict)
+            for group in groups:
+                here = {key: group[key] for key in _apart(claim, chosen)}
+                if here not in found:
+                    raise InputError(f"{where}: {part}: no cell with {_listed(here)}, which `of` has")
 
 
-def _groups(claim: Claim, cells: Sequence[Cell], chosen: Mapping[str, Any], where: str) -> list[tuple]:
-    """The values of `by` that the chosen cells have, one cell each."""
+def _apart(claim: Claim, chosen: Mapping[str, Any]) -> list[str]:
+    """What tells the chosen cells apart; what a selection fixes, such as the attack of a reference, it does not."""
+    return [key for key in claim.apart if not isinstance(chosen.get(key, []), str | int | float | Mapping)]
+
+
+def _groups(
+    claim: Claim, cells: Sequence[Cell], chosen: Mapping[str, Any], where: str, strict: bool
+) -> list[dict[str, Any]]:
+    """The values of `by` that the chosen cells have, one cell each; `strict`: a named round must be recorded."""
     table = [store.constants(cell) for cell in cells]
-    for key in (*chosen, *claim.by):
+    for key in (*chosen, *claim.apart):
         if key not in table[0]:
             raise InputError(f"{where}: rows have no column {key!r}")
-        if key in claim.by and key in chosen and not isinstance(chosen[key], list):
-            raise InputError(f"{where}: {key} is fixed here and swept under by; give a list of values or leave it out")
     rows = [row for row in table if all(_equal(row[key], value) for key, value in chosen.items())]
     if not rows:
         raise InputError(f"{where}: no cell of {claim.experiment} has {_listed(chosen)}")
-    if isinstance(claim.at, int):
-        for cell in cells:
-            if claim.at > cell.rounds or (claim.at % cell.evaluate_every and claim.at != cell.rounds):
+    at = claim.minus_at if where.endswith("minus") else claim.at
+    if isinstance(at, int) and strict:
+        for row in rows:
+            if at > row["rounds"] or (at % row["evaluate_every"] and at != row["rounds"]):
                 raise InputError(
-                    f"{where}: round {claim.at} is not recorded; cells are evaluated every {cell.evaluate_every}"
+                    f"{where}: round {at} is not recorded; cells are evaluated every {row['evaluate_every']}"
                 )
-    groups = [tuple(row[key] for key in claim.by) for row in rows]
+    groups = [{key: row[key] for key in _apart(claim, chosen)} for row in rows]
     several = next((group for group in groups if groups.count(group) > 1), None)
     if several is not None:
         raise InputError(
@@ -177,7 +214,7 @@ def verdict(low: float, high: float, test: Mapping[str, Any]) -> str:
     least, most = _range(test)
     if math.isnan(low) or math.isnan(high):
         return "undecided"
-    if low > least and high < most:
+    if (low > least or least == -math.inf) and (high < most or most == math.inf):
         return "holds"
     if high < least or low > most:
         return "fails"
@@ -191,7 +228,7 @@ def _range(test: Mapping[str, Any]) -> tuple[float, float]:
 
 
 def _evaluate(claim: Claim, rows: "pd.DataFrame") -> dict[str, Any]:
-    from krum.statistics import band
+    from krum.statistics import band, crossing
 
     rows = store.of_measurement(rows, claim.measurement)
     if claim.column not in rows and claim.column not in DERIVED:
@@ -204,11 +241,20 @@ def _evaluate(claim: Claim, rows: "pd.DataFrame") -> dict[str, Any]:
     found = []
     for group in groups:
         here = dict(zip(claim.by, group, strict=True))
-        values = _per_seed(claim, rows, {**claim.of, **here})
+        if claim.crossing is not None and claim.minus is not None:
+            left = _per_seed(claim, rows, claim.of, here).unstack(claim.crossing)
+            difference = left - _per_seed(claim, rows, claim.minus, here).unstack(claim.crossing)
+            place, low, high = crossing(difference.columns.to_numpy(), difference.to_numpy())
+            margin = _margin(low, high, claim.test)
+            found.append((verdict(low, high, claim.test), margin, place, low, high, len(difference), here))
+            continue
+        values = _per_seed(claim, rows, claim.of, here)
         if claim.minus is not None:
-            values = values - _per_seed(claim, rows, {**claim.minus, **here})
+            values, other = values.align(_per_seed(claim, rows, claim.minus, here, claim.minus_at), join="inner")
+            values = values - other
         if claim.over is not None:
-            values = values / _per_seed(claim, rows, {**claim.over, **here})
+            values, other = values.align(_per_seed(claim, rows, claim.over, here), join="inner")
+            values = values / other
         mean, low, high = (float(part[0]) for part in band(values.to_numpy()[:, None]))
         found.append(
             (verdict(low, high, claim.test), _margin(low, high, claim.test), mean, low, high, len(values), here)
@@ -234,8 +280,12 @@ def _evaluate(claim: Claim, rows: "pd.DataFrame") -> dict[str, Any]:
 def _margin(low: float, high: float, test: Mapping[str, Any]) -> float:
     """How far inside the test's range the interval lies; negative outside."""
     least, most = _range(test)
-    margin = min(low - least, most - high)
-    return -math.inf if math.isnan(margin) else margin
+    if math.isnan(low) or math.isnan(high):
+        return -math.inf
+    above, below = (
+        math.inf if math.isinf(end) else inside for end, inside in ((least, low - least), (most, most - high))
+    )
+    return min(above, below)
 
 
 def _selected(claim: Claim, rows: "pd.DataFrame", chosen: Mapping[str, Any]) -> "pd.DataFrame":
@@ -248,24 +298,30 @@ def _selected(claim: Claim, rows: "pd.DataFrame", chosen: Mapping[str, Any]) -> 
     return rows
 
 
-def _per_seed(claim: Claim, rows: "pd.DataFrame", chosen: Mapping[str, Any]) -> "pd.Series":
-    """One value per seed, in the order of seeds."""
-    rows = _selected(claim, rows, chosen)
+def _per_seed(
+    claim: Claim,
+    rows: "pd.DataFrame",
+    chosen: Mapping[str, Any],
+    here: Mapping[str, Any],
+    at: str | int | None = None,
+) -> "pd.Series":
+    """One value per seed, in the order of seeds, of the chosen rows in one group of `by`."""
+    apart = _apart(claim, chosen)
+    rows = _selected(claim, rows, {**chosen, **{key: value for key, value in here.items() if key in apart}})
+    at = claim.at if at is None else at
     values = DERIVED[claim.column](rows) if claim.column in DERIVED else rows[claim.column]
     rows = rows.assign(value_=values.astype(float))
     if claim.slope is not None:
         return rows.groupby("seed").apply(lambda of_seed: _slope(of_seed, claim.slope), include_groups=False)
     if claim.measurement == store.TRAINING:
-        last = rows["round"].max()
-        if claim.at in ("last", "first") or isinstance(claim.at, int):
-            at = {"last": last, "first": 0}.get(str(claim.at), claim.at)
-            rows = rows[rows["round"] == at]
-            if not len(rows):  # an override of the rounds
-                raise InputError(f"claims: {claim.name}: round {at} of {claim.experiment} was not recorded")
-        elif claim.at == "mean":
+        if at in ("last", "first") or isinstance(at, int):
+            wanted = {"last": math.inf, "first": 0}.get(str(at), at)
+            # In a run with fewer rounds, the last one that was recorded by then.
+            rows = rows[rows["round"] == rows.loc[rows["round"] <= wanted, "round"].max()]
+        elif at == "mean":
             rows = rows[rows["round"] > 0]
-    reduce = {"least": "min", "greatest": "max"}.get(str(claim.at), "mean")
-    return rows.groupby("seed")["value_"].agg(reduce)
+    reduce = {"least": "min", "greatest": "max"}.get(str(at), "mean")
+    return rows.groupby(["seed"] if claim.crossing is None else ["seed", claim.crossing])["value_"].agg(reduce)
 
 
 def _slope(rows: "pd.DataFrame", against: str | None) -> float:

@@ -101,6 +101,11 @@ class Plan:
         """All cores for a probe that measures time, which nothing may disturb; one for the others."""
         return cores if self.probes[probe].name in probes.ALONE else 1
 
+    def probe_data(self, probe: str) -> list[str]:
+        """The data that a probe needs, as the workflow knows it."""
+        dataset = self.probes[probe].dataset
+        return [] if dataset is None else [f"data/{dataset}.verified"]
+
     def figure_digest(self, *modules: str) -> str:
         """The digest of the code that draws or judges."""
         versions = [version(name) for name in ("matplotlib", "pandas", "scipy")]
@@ -163,6 +168,7 @@ def plan(root: Path, config: Mapping[str, Any]) -> Plan:
     claimed = Path(root) / "experiments" / "claims.yaml"
     # Claims speak of the grid as it stands in the files: with another one they are not evaluated.
     scorecard = claims.load(claimed) if set(chosen["overrides"]) <= KEEP_CLAIMS else []
+    scorecard = claims.untouched(scorecard, chosen["overrides"])
     claims.check(scorecard, experiments, claimed)
     if thin is not None:
         thinned = {name: _thinned(spec, thin) for name, spec in experiments.items()}

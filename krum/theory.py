@@ -1,4 +1,4 @@
-"""Proposition 1 of Blanchard et al. (2017): when Krum is (alpha, f)-Byzantine resilient, and what it then promises."""
+"""What follows from formulas alone: Proposition 1 of Blanchard et al. (2017), and what a round costs."""
 
 import math
 from typing import TYPE_CHECKING
@@ -27,3 +27,20 @@ def condition(rows: "pd.DataFrame") -> "pd.Series":
     """`eta sqrt(d) sigma / ||g||` of training rows with measured gradients; the proposition needs it below 1."""
     etas = [eta(n, f) for n, f in zip(rows["workers"], rows["declared_f"], strict=True)]
     return etas * rows["gradient_noise"] / rows["gradient_norm"]
+
+
+def arithmetic(rows: "pd.DataFrame") -> "pd.Series":
+    """Operations of one round per parameter, of all n workers and the server.
+
+    A sample's gradient takes three multiply-adds per parameter (forward, and twice backward); the server's n additions
+    average, `n (n + 1) / 2` multiply-adds make a Gram matrix, to which a rule that weighs adds the n of its sum, and
+    `n log2 n` comparisons sort the values of a coordinate.
+    """
+    from krum.aggregators import AGGREGATORS
+
+    rules = rows["aggregator"].map(AGGREGATORS)
+    n = rows["workers"].astype(float)
+    server = n.where(rules.map(lambda rule: rule.fixed_weights), n + n * (n + 1) / 2)
+    sees_vectors = rules.map(lambda rule: rule.sees == "vectors")
+    server = server.where(~sees_vectors, n * n.clip(lower=2).map(math.log2))
+    return 3 * n * rows["batch_size"] + server

@@ -31,6 +31,9 @@ ROOT = EXPERIMENTS.parent
         (-0.04, 0.04, {"between": [-0.02, 0.02]}, "undecided"),
         (math.nan, math.nan, {"above": 0}, "undecided"),
         (0.0, 0.0, {"below": 0.001}, "holds"),
+        (0.1, math.inf, {"above": 0.05}, "holds"),
+        (0.01, math.inf, {"above": 0.05}, "undecided"),
+        (math.inf, math.inf, {"below": 0.05}, "fails"),
     ],
 )
 def test_verdicts(low, high, test, expected):
@@ -79,6 +82,7 @@ def load(tmp_path, *entries):
     return claims.load(path)
 
 
+DIFFERENCE = {"of": {"aggregator": "krum"}, "minus": {"aggregator": "average"}}
 SEEDS = {"krum": [0.1, 0.2, 0.3, 0.4], "average": [0.1, 0.1, 0.1, 0.1]}
 
 
@@ -95,6 +99,15 @@ SEEDS = {"krum": [0.1, 0.2, 0.3, 0.4], "average": [0.1, 0.1, 0.1, 0.1]}
         ({"column": "test_error", "of": {"aggregator": "krum"}, "minus": {"aggregator": "average"}}, 0.15),
         ({"column": "test_error", "of": {"aggregator": "krum"}, "over": {"aggregator": "average"}}, 2.5),
         ({"column": "test_error", "of": {"attack_options": {"scale": 0.5}}, "by": ["aggregator"]}, 0.25),
+        (
+            {
+                "column": "test_error",
+                "minus_at": "first",
+                "of": {"aggregator": "krum"},
+                "minus": {"aggregator": "average"},
+            },
+            0.05,
+        ),
     ],
 )
 def test_quantities(tmp_path, quantity, value):
@@ -128,6 +141,29 @@ def test_the_worst_of_several_is_shown(tmp_path):
     quantity = {"column": "test_error", "by": ["aggregator"]}
     (row,) = claims.evaluate(load(tmp_path, claim(quantity=quantity)), {"mine": frame}).itertuples()
     assert (row.verdict, row.where) == ("fails", "worst of 3: aggregator median")
+
+
+def test_a_reference_may_be_the_same_for_all_groups(tmp_path):
+    frame = rows({"krum": [0.2, 0.2], "median": [0.7, 0.7], "average": [0.1, 0.1]})
+    quantity = {"column": "test_error", "of": {"aggregator": ["krum", "median"]}, "minus": {"aggregator": "average"}}
+    quantity["by"] = ["aggregator"]
+    (row,) = claims.evaluate(load(tmp_path, claim(quantity=quantity)), {"mine": frame}).itertuples()
+    assert row.value == pytest.approx(0.6) and row.where == "worst of 2: aggregator median"
+
+
+CROSSING = {"column": "test_error", "crossing": "fault_rate", "of": {"aggregator": "average"}}
+
+
+def test_a_crossing_is_the_rate_at_which_the_difference_changes_its_sign(tmp_path):
+    frames = []
+    for rate, level in ((0.001, 0.1), (0.01, 0.2), (0.1, 0.5)):
+        frames.append(
+            rows({"average": [level, level + 0.02, level], "krum": [0.35, 0.37, 0.35]}).assign(fault_rate=rate)
+        )
+    quantity = {**CROSSING, "minus": {"aggregator": "krum"}}
+    entry = claim(quantity=quantity, test={"above": 0.02})
+    (row,) = claims.evaluate(load(tmp_path, entry), {"mine": pd.concat(frames)}).itertuples()
+    assert (row.value, row.low, row.high) == pytest.approx((10**-1.5,) * 3) and row.verdict == "holds"
 
 
 def test_one_seed_decides_nothing(tmp_path):
@@ -204,6 +240,15 @@ CALM = {"dataset": "spambase", "aggregator": "krum", "attack": "none"}
             },
             "minus: no cell with dataset spambase, which `of` has",
         ),
+        ({"experiment": "transient", "quantity": CROSSING}, "minus is missing"),
+        (
+            {"experiment": "transient", "quantity": {**CROSSING, "minus": {"aggregator": "krum"}}},
+            "cells of transient have aggregator average",
+        ),
+        (
+            {"quantity": {"column": "test_error", "of": CALM, "minus": CALM, "minus_at": 499}},
+            "round 499 is not recorded",
+        ),
         ({"experiment": "complexity", "quantity": {"column": "seconds"}}, "has no training runs"),
         ({"quantity": {"column": "x", "measurement": "timing"}}, "figure4 has no probe 'timing'"),
     ],
@@ -233,3 +278,16 @@ def test_the_scorecards_tables(tmp_path):
     store_columns = ["claim", "value", "low", "high", "seeds", "verdict", "experiment", "sentence"]
     assert set(store_columns) <= set(frame.columns)
     assert store.TRAINING == "training"
+
+
+def test_claims_that_select_by_what_is_overridden_are_left_out(tmp_path):
+    entries = load(tmp_path, claim(), claim(name="two", quantity={"column": "test_error", "of": {"rounds": 500}}))
+    assert claims.untouched(entries, {"seeds": 2}) == entries
+    assert [entry.name for entry in claims.untouched(entries, {"rounds": 20})] == ["one"]
+
+
+def test_a_difference_is_over_the_seeds_that_both_sides_have(tmp_path):
+    entry = claim(quantity={"column": "test_error", **DIFFERENCE}, test={"above": 0})
+    frame = rows({"krum": [0.3, 0.4, 0.5], "average": [0.1, 0.1, 0.1, 0.9, 0.9]})
+    (row,) = claims.evaluate(load(tmp_path, entry), {"mine": frame}).itertuples()
+    assert row.value == pytest.approx(0.3) and row.seeds == 3

@@ -1,4 +1,5 @@
 import numpy as np
+import pandas as pd
 
 from krum import statistics
 
@@ -26,3 +27,48 @@ def test_one_seed_has_no_band():
 def test_equal_seeds_have_a_band_of_no_width():
     _, low, high = statistics.band(np.full((10, 3), 0.4))
     assert np.allclose(low, 0.4) and np.allclose(high, 0.4)
+
+
+def test_crossing_is_read_off_a_straight_line_over_the_logarithm():
+    x = np.array([1e-4, 1e-3, 1e-2, 1e-1])
+    line = np.log10(x) + 2.5  # crosses zero at 10^-2.5
+    value, low, high = statistics.crossing(x, np.tile(line, (10, 1)))
+    assert np.allclose([value, low, high], 10**-2.5)
+
+
+def test_crossing_outside_what_was_measured():
+    x = np.array([1.0, 2.0, 4.0])
+    assert statistics.crossing(x, np.full((5, 3), 0.1)) == (0, 0, 0)
+    assert statistics.crossing(x, np.full((5, 3), -0.1)) == (np.inf, np.inf, np.inf)
+    value, low, high = statistics.crossing(x, np.array([[-1.0, 1.0, 1.0]]))
+    assert np.isclose(value, 2**0.5) and np.isnan(low) and np.isnan(high)
+    # Half of the seeds cross early and half never: the interval says so.
+    seeds = np.array([[-1.0, 3.0, 3.0]] * 5 + [[-1.0, -3.0, -3.0]] * 5) - 0.01
+    value, low, high = statistics.crossing(x, seeds)
+    assert low < 2 and high == np.inf
+
+
+def test_crossing_covers_the_true_one_as_often_as_it_says():
+    rng, x, hits = np.random.default_rng(0), np.geomspace(1e-4, 1, 9), 0
+    true = np.log10(x) + 1.7
+    for _ in range(200):
+        _, low, high = statistics.crossing(x, true + rng.normal(scale=0.8, size=(20, 9)))
+        hits += low < 10**-1.7 < high
+    assert 0.85 < hits / 200 <= 0.99
+
+
+def test_what_a_budget_pays_for():
+    rows = pd.DataFrame(
+        {
+            "cell": ["a"] * 3 + ["b"] * 3 + ["c"] * 2,
+            "seed": 0,
+            "round": [0, 5, 10, 0, 2, 4, 0, 1],
+            "rounds": [10] * 3 + [4] * 3 + [1] * 2,
+            "test_error": [0.9, 0.5, 0.1, 0.9, 0.4, 0.2, 0.9, 0.7],
+        }
+    )
+    per_round = rows["cell"].map({"a": 1.0, "b": 3.0, "c": 1.0})
+    like = pd.DataFrame({"cell": ["a", "b", "c"], "seed": 0})
+    found = statistics.error_within(rows, per_round, 10.0, like)
+    assert found[0] == 0.1 and np.isclose(found[1], 0.4 - 0.2 * (10 / 3 - 2) / 2)  # of b, three rounds and a third
+    assert np.isnan(found[2])  # ends before the budget does
