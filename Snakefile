@@ -70,17 +70,26 @@ rule curve:
     params:
         cell=lambda wildcards: PLAN.cells[wildcards.curve].to_json(),
         digest=lambda wildcards: PLAN.digest(wildcards.curve),  # a change of code runs it again
+        module="krum.warm",
     shell:
-        "python -m krum.warm curve --cell {params.cell:q} --threads {threads} --output {output} > {log} 2>&1"
+        "python -m {params.module} curve --cell {params.cell:q} --threads {threads} --output {output} > {log} 2>&1"
 
 
 use rule curve as long_curve with:  # begun first, so that no core waits for the last one
+    benchmark:
+        f"{RESULTS}/benchmarks/{{curve}}.tsv"
     wildcard_constraints:
         curve=planning.one_of(PLAN.long_curves),
     priority: 1
+    params:
+        cell=lambda wildcards: PLAN.cells[wildcards.curve].to_json(),
+        digest=lambda wildcards: PLAN.digest(wildcards.curve),
+        module="krum",  # a process of its own, whose time and memory the benchmark sees
 
 
 rule probe:
+    input:
+        lambda wildcards: PLAN.probe_data(wildcards.probe),
     output:
         f"{RESULTS}/probes/{{probe}}.parquet",
     log:

@@ -56,6 +56,8 @@ def probe(arguments: argparse.Namespace) -> None:
     registry.check_options(f"probe {chosen.name}", function, options)
     rows = [{"seed": seed, **row} for seed in range(chosen.seeds) for row in function(seed, **options)]
     source = {"code": provenance.probe_digest(chosen), "libraries": provenance.libraries()}
+    if chosen.dataset is not None:
+        source["data"] = datasets.DATASETS[chosen.dataset].checksums
     store.write_probe(chosen, rows, arguments.output, source)
 
 
@@ -95,13 +97,15 @@ def claims(arguments: argparse.Namespace) -> None:
     from krum import claims as scorecard
     from krum import report
 
-    results, sources = {}, {}
+    results, sources, overrides = {}, {}, {}
     for path in arguments.results:
         rows, metadata = store.read(path)
         if "experiment" not in metadata:
             raise InputError(f"{path}: not an experiment's results; give results/<experiment>.parquet")
         results[metadata["experiment"]["name"]], sources[path.stem] = rows, metadata["git"]
+        overrides.update(metadata["overrides"])
     claimed = [claim for claim in scorecard.load() if claim.experiment in results]
+    claimed = scorecard.untouched(claimed, overrides)
     idle = set(results) - {claim.experiment for claim in claimed}
     if idle:
         raise InputError(f"claims: no claim is about {', '.join(sorted(idle))}; leave its results out")
@@ -149,8 +153,15 @@ def review(arguments: argparse.Namespace) -> None:
 
     root = experiment.EXPERIMENTS.parent
     rows, _ = store.read(arguments.results / "review.parquet")
-    text = report.answers((root / "docs" / "review.in.md").read_text(encoding="utf-8"), rows)
-    for name, spec in experiment.load_all().items():
+    experiments = experiment.load_all()
+    faults, _ = store.read(arguments.results / "applications.parquet")
+    tables = {
+        "survival": report.survival(faults),
+        "survives": report.number(report.SURVIVES),
+        "memory": report.memory(experiments["data-size"], arguments.results, 10_000, 10_000_000),
+    }
+    text = report.answers((root / "docs" / "review.in.md").read_text(encoding="utf-8"), rows, tables)
+    for name, spec in experiments.items():
         if spec.part == "review":
             report.copy_figure(name, arguments.figures, root, "make review")
     with store.replacing(root / "docs" / "review.md") as temporary:

@@ -6,6 +6,7 @@ defaults.yaml. A cell is one curve: one combination, with all its seeds.
 """
 
 import hashlib
+import inspect
 import itertools
 import json
 import re
@@ -126,6 +127,15 @@ class Probe:
         return cls(**{**fields, "options": _frozen(dict(fields["options"]))})
 
     @property
+    def dataset(self) -> str | None:
+        """The data set that it trains on, if any."""
+        if self.name not in probes.TRAINING:
+            return None
+        return dict(self.options).get(
+            "dataset", inspect.signature(probes.PROBES[self.name]).parameters["dataset"].default
+        )
+
+    @property
     def slug(self) -> str:
         """A file name for people, made unique by a hash of the canonical text."""
         return f"{self.name}_{hashlib.sha256(self.to_json().encode()).hexdigest()[:10]}"
@@ -211,7 +221,22 @@ def load(path: Path | str, overrides: Mapping[str, Any] | None = None) -> Experi
     )
 
 
-PROBE_OF_KIND = {"colluders": "plane", "complexity": "timing", "resilience": "resilience", "steering": "steering"}
+PROBE_OF_KIND = {
+    "choices": "choices",
+    "colluders": "plane",
+    "complexity": "timing",
+    "resilience": "resilience",
+    "steering": "steering",
+}
+ONLY_OF_KINDS = {
+    "across": ("heat",),
+    "log_x": ("curves",),
+    "crossing": ("sweep",),
+    "declares": ("heat",),
+    "lines": ("heat",),
+    "quantities": ("sweep",),
+    "target": ("sweep",),
+}
 DRAW_TRAINING = ("curves", "against", "colluders", "heat", "implementations", "resilience", "steering", "sweep")
 
 
@@ -227,15 +252,22 @@ def _check_figure(where: str, figure: Mapping[str, Any], cells: list[Cell], meas
         raise InputError(f"{where}.x is missing; it is the parameter on the horizontal axis")
     swept: tuple[str, ...] = ("workers", "byzantine", "declared_f", "batch_size", "learning_rate")
     if kind in ("heat", "sweep"):
-        swept = (*swept, "attack", "fault_rate", "points", "strength", "worker_momentum")
+        swept = (*swept, "attack", "fault_rate", "occurrence", "points", "strength", "worker_momentum")
     if "rounds_to_target" in figure.get("quantities", ()) and "target" not in figure:
         raise InputError(f"{where}.target is missing; it is the error that rounds_to_target counts to")
     allowed = ("samples",) if kind == "curves" else swept
     if "x" in figure and figure["x"] not in allowed:
         raise InputError(f"{where}.x: {unknown('parameter', figure['x'], allowed)}")
-    columns = ("attack", "dataset", "model", "aggregator", "byzantine_fraction", *swept)
-    if kind in ("heat", "sweep"):
-        columns = (*columns, "declares")
+    columns = ("attack", "dataset", "model", "aggregator", "byzantine_fraction", "points", *swept)
+    for key, kinds in ONLY_OF_KINDS.items():
+        if key in figure and kind not in kinds:
+            raise InputError(
+                f"{where}.{key}: {kind} does not know it; leave it out, or give a kind of {', '.join(kinds)}"
+            )
+    if figure.get("crossing") not in (None, *(cell.aggregator for cell in cells)):
+        raise InputError(
+            f"{where}.crossing: {unknown('aggregator', figure['crossing'], {c.aggregator for c in cells})}"
+        )
     if "columns" in figure and figure["columns"] not in columns:
         raise InputError(f"{where}.columns: {unknown('column', figure['columns'], columns)}")
 
@@ -358,6 +390,13 @@ def _cell(
         worker_momentum=float(parameters.get("worker_momentum", 0.0)),
         points=parameters.get("points", 0),
     )
+
+
+def one_cell(parameters: Mapping[str, Any], folder: Path = EXPERIMENTS) -> Cell:
+    """The cell of some parameters, with the rest as in defaults.yaml. Raises InputError."""
+    defaults = read_checked(folder / "defaults.yaml", "defaults")
+    whole = {**defaults["parameters"], **parameters}
+    return _cell("parameters", whole, defaults["models"], _byzantine(whole), outside_guarantee=True)
 
 
 def _named(value: str | Mapping[str, Any]) -> tuple[str, dict[str, Any]]:

@@ -10,11 +10,13 @@ import inspect
 import math
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from krum.aggregators import AGGREGATORS
+from krum.datasets import DATASETS
 from krum.errors import InputError
 from krum.registry import kebab, lookup
 from krum.theory import eta
@@ -22,15 +24,21 @@ from krum.theory import eta
 Row = dict[str, Any]
 PROBES: dict[str, Callable[..., list[Row]]] = {}
 ALONE: set[str] = set()  # probes that measure time: nothing else may run beside them
+TRAINING: set[str] = set()  # probes that train a model on `dataset`
 
 
-def probe(function: Callable[..., list[Row]] | None = None, *, alone: bool = False) -> Callable:
-    """Register a function `(seed, *, options) -> rows`; `alone` keeps every other job away while it runs."""
+def probe(function: Callable[..., list[Row]] | None = None, *, alone: bool = False, training: bool = False) -> Callable:
+    """Register a function `(seed, *, options) -> rows`.
+
+    `alone` keeps every other job away while it runs; a `training` probe needs the data set that its option names.
+    """
 
     def decorate(function: Callable[..., list[Row]]) -> Callable[..., list[Row]]:
         PROBES[kebab(function)] = function
         if alone:
             ALONE.add(kebab(function))
+        if training:
+            TRAINING.add(kebab(function))
         return function
 
     return decorate if function is None else decorate(function)
@@ -41,6 +49,7 @@ def check(name: str, options: Mapping[str, Any]) -> None:
     chosen = {key: parameter.default for key, parameter in inspect.signature(PROBES[name]).parameters.items()}
     chosen.update(options)
     workers, f = chosen["workers"], chosen.get("byzantine", 1 if name == "steering" else (chosen["workers"] - 3) // 2)
+    f = chosen.get("declared_f", f)
     aggregator = lookup(AGGREGATORS, chosen.get("aggregator", "krum"), "aggregator")
     if set(aggregator.needs) - {"f"}:
         raise InputError(f"{aggregator.name} depends on chance; give an aggregator that does not")
@@ -49,6 +58,10 @@ def check(name: str, options: Mapping[str, Any]) -> None:
     aggregator.check(workers, f, {})
     if name == "plane" and f < 2:
         raise InputError(f"byzantine: found {f}; give at least 2 colluders")
+    if name in TRAINING:
+        lookup(DATASETS, chosen["dataset"], "data set")
+        if aggregator.selects is None:
+            raise InputError(f"{aggregator.name} does not choose vectors; give a rule that does, such as krum")
 
 
 @probe
@@ -213,3 +226,66 @@ def timing(seed: int, *, workers: int = 20, dimension: int = 100_000, aggregator
     finally:
         torch.set_num_threads(threads)
     return [{"workers": workers, "dimension": dimension, "aggregator": aggregator, "seconds": min(seconds)}]
+
+
+@probe(training=True)
+def choices(
+    seed: int,
+    *,
+    dataset: str = "spambase",
+    batch_size: int = 3,
+    workers: int = 20,
+    byzantine: int = 0,
+    declared_f: int = 6,
+    aggregator: str = "krum",
+    rounds: int = 500,
+) -> list[Row]:
+    """Whom a selection rule chooses along a training run, with `byzantine` Gaussian attackers or none.
+
+    In every round the honest vectors are put in order, once by length (`order` "length", the shortest first) and once
+    by distance from their mean ("distance", the nearest first). One row per order and rank: the `share` of the rule's
+    choices that have this rank, of those that are honest. In every row: `norm_ratio`, the mean length of the aggregate
+    over that of the mean honest gradient, and `attacker_chosen`, the share of the choices that are Byzantine.
+    """
+    from krum import distances, experiment
+    from krum.simulation import Simulation
+
+    options = {"dataset": dataset, "batch_size": batch_size, "workers": workers}
+    cell = experiment.one_cell({**options, "declared_f": declared_f, "aggregator": aggregator, "rounds": rounds})
+    if byzantine:
+        cell = replace(cell, attack="gaussian", byzantine=byzantine, byzantine_fraction=byzantine / workers)
+    honest = workers - byzantine
+    counted = {"length": np.zeros(honest), "distance": np.zeros(honest)}
+    lengths = []
+
+    class Watched(Simulation):
+        def weigh(self, gradients, byzantine):
+            weights = super().weigh(gradients, byzantine)
+            gram, chosen = gradients.gram[0], weights[0, :honest].double()
+            share = chosen / weights[0].sum()
+            mean = gram.mean()
+            from_mean = distances.from_gram(gram[None])[0].mean(-1)  # plus a constant, the same for all
+            for name, measure in (("length", gram.diagonal()), ("distance", from_mean)):
+                counted[name][:] += share[measure.sort(stable=True).indices].numpy()
+            lengths.append(float((chosen @ gram @ chosen / mean).clamp(min=0).sqrt()))
+            return weights
+
+    simulation = Watched(cell, device="cpu", seeds=[seed])
+    for _ in range(rounds):
+        simulation.step()
+    ratio, attackers = float(np.mean(lengths)), 1 - float(counted["length"].sum()) / rounds
+    return [
+        {
+            **options,
+            "declared_f": declared_f,
+            "aggregator": aggregator,
+            "byzantine": byzantine,
+            "order": name,
+            "rank": rank + 1,
+            "share": float(share),
+            "norm_ratio": ratio,
+            "attacker_chosen": attackers,
+        }
+        for name, counts in counted.items()
+        for rank, share in enumerate(counts / counts.sum())
+    ]

@@ -15,7 +15,7 @@ from pathlib import Path
 from krum.aggregators import AGGREGATORS
 from krum.attacks import ATTACKS
 from krum.experiment import Cell, Probe
-from krum.probes import PROBES
+from krum.probes import PROBES, TRAINING
 
 PACKAGE = Path(__file__).resolve().parent
 ENGINE = ("adversary", "datasets", "deformations", "distances", "gradients", "models", "simulation", "store")
@@ -37,6 +37,8 @@ def code_digest(cell: Cell) -> str:
 def probe_digest(probe: Probe) -> str:
     """sha256 over the code and the library versions that decide the probe's rows."""
     parts = [_module(name) for name in ("aggregation", "aggregators", "distances", "store", "theory")]
+    if probe.name in TRAINING:
+        parts += [_module(name) for name in (*ENGINE, "attacks")]
     parts.append(_registered("probes", PROBES[probe.name].__name__))
     parts += [f"{name} {number}" for name, number in libraries().items()]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()

@@ -79,6 +79,43 @@ def test_timing():
     assert row["seconds"] > 0
 
 
+def test_choices_are_those_of_a_loop_over_explicit_vectors():
+    """Whom Krum chooses in three rounds, by plain lists of numbers: gradients, scores, ranks and lengths."""
+    import oracle
+    import torch
+
+    from krum.simulation import Simulation
+
+    rounds, f = 3, 6
+    found = probes.choices(1, rounds=rounds, declared_f=f)
+    cell = experiment.one_cell({"dataset": "spambase", "aggregator": "krum", "declared_f": f})
+    simulation = Simulation(cell, device="cpu", seeds=[1], dtype=torch.float64)
+    by_length, by_distance, ratios = [], [], []
+    for _ in range(rounds):
+        state, drawn = simulation.send(), simulation.parameters
+        vectors = state[0].vectors()[0].numpy()
+        (winner,) = oracle.chosen(oracle.SCORES["krum"](vectors.tolist(), f), 1)
+        mean = vectors.mean(0)
+        lengths, distances = np.linalg.norm(vectors, axis=1), np.linalg.norm(vectors - mean, axis=1)
+        by_length.append(int((lengths < lengths[winner]).sum()) + 1)
+        by_distance.append(int((distances < distances[winner]).sum()) + 1)
+        ratios.append(lengths[winner] / np.linalg.norm(mean))
+        simulation._descend(cell.learning_rate, torch.from_numpy(vectors[None, winner]))
+        simulation.round += 1
+        assert drawn is simulation.parameters
+    for order, ranks in (("length", by_length), ("distance", by_distance)):
+        shares = {row["rank"]: row["share"] for row in found if row["order"] == order}
+        assert shares == pytest.approx({rank: ranks.count(rank) / rounds for rank in range(1, 21)})
+    assert found[0]["norm_ratio"] == pytest.approx(np.mean(ratios), rel=1e-3)
+    assert all(row["attacker_chosen"] == 0 for row in found)
+
+
+def test_choices_under_attack_are_shares_of_the_honest():
+    found = probes.choices(0, rounds=3, byzantine=6, declared_f=0, aggregator="multi-krum")
+    assert sum(row["share"] for row in found if row["order"] == "length") == pytest.approx(1)
+    assert max(row["rank"] for row in found) == 14 and found[0]["attacker_chosen"] == pytest.approx(0.3)
+
+
 @pytest.mark.parametrize("name", [name for name in probes.PROBES if name not in probes.ALONE])
 def test_a_seed_gives_the_same_rows_every_time(name):
     first, again, other = (probes.PROBES[name](seed) for seed in (1, 1, 2))
@@ -108,6 +145,9 @@ GOOD = {"name": "resilience", "byzantine": 6}
         ({"name": "timing", "byzantine": ..., "workers": 2}, "workers: found 2; give at least 3"),
         ({"name": "plane", "byzantine": 1}, "found 1; give at least 2 colluders"),
         ({"name": "steering", "byzantine": ..., "aggregator": 3}, "found 3; give a text"),
+        ({"name": "choices", "dataset": "spambas"}, "unknown data set 'spambas'; did you mean 'spambase'?"),
+        ({"name": "choices", "aggregator": "median"}, "median does not choose vectors"),
+        ({"name": "choices", "declared_f": 9}, "found n = 20, f = 9"),
     ],
 )
 def test_bad_probes(changes, words, tmp_path):
