@@ -17,10 +17,10 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, ScalarFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, NullLocator, ScalarFormatter
 
 from krum import statistics, store, theory
-from krum.report import TITLES, setting
+from krum.report import TITLES, number, occurrence, setting
 
 STYLES = {  # colour-blind safe (Okabe and Ito), and a marker for print
     "average": ("#0072B2", "o"),
@@ -57,8 +57,9 @@ DISTINCTIONS = {
     "folds": "folds",
     "evaluate_every": "evaluated every",
 }
+LENGTH = ("rounds", "seeds", "evaluate_every")  # what an axis of samples shows
 # What stands above a column of panels that differ in it.
-COLUMN_TITLES = {"learning_rate": "learning rate {:g}", "batch_size": "batch {}"}
+COLUMN_TITLES = {"learning_rate": "learning rate {:g}", "batch_size": "batch {}", "points": "{:,} distinct points"}
 AXIS_LABELS = {
     "batch_size": "mini-batch size",
     "learning_rate": "learning rate",
@@ -69,6 +70,7 @@ AXIS_LABELS = {
     "strength": "strength of the attack",
     "points": "distinct training points",
     "attack": "attack",
+    "occurrence": "who misbehaves",
 }
 # What tells the lines of a sweep apart beside the rule.
 NOTES = {
@@ -88,7 +90,10 @@ QUANTITIES = {
     "byzantine_weight": "share of the weight given to attackers",
     "rounds_to_target": "rounds to an error of {target:g}",
     "norm_ratio": "length of the aggregate / of the mean gradient",
+    "error_at_samples": "error after {samples:,.0f} samples",
+    "error_at_arithmetic": "error after as much arithmetic",
 }
+ALONE = ("#444444", ("-", (0, (1, 1))))  # a machine alone: its colour, and lines by the samples it takes at a time
 FITTED_FROM = {"workers": 40, "dimension": 10_000}  # below, a call's own overhead takes most of the time
 LONG_LEGEND = 4  # entries
 MOST_ACROSS = 5  # panels side by side
@@ -132,11 +137,11 @@ def curves(rows: pd.DataFrame, experiment: Mapping[str, Any]) -> Figure:
     axis counts the samples that all workers have seen.
     """
     rows = store.of_measurement(rows)
-    by_samples = experiment["figure"].get("x") == "samples"
+    chosen = experiment["figure"]
+    by_samples = chosen.get("x") == "samples"
     if by_samples:
         rows = rows.assign(round=rows["round"] * rows["workers"] * rows["batch_size"])
-    across = experiment["figure"].get("columns", "attack")
-    reference = experiment["figure"].get("reference")
+    across, reference = chosen.get("columns", "attack"), chosen.get("reference")
     datasets = [""] if across == "dataset" else list(rows["dataset"].drop_duplicates())  # one to a row of panels
     keys = ["byzantine_fraction", "attack"] if across == "attack" else [across]
     heads = list(rows[keys].drop_duplicates().sort_values(keys[0], kind="stable").itertuples(index=False, name=None))
@@ -145,16 +150,16 @@ def curves(rows: pd.DataFrame, experiment: Mapping[str, Any]) -> Figure:
     height = 3.5 if rows.groupby(["dataset", *keys])["cell"].nunique().max() <= LONG_LEGEND else 4.3
     figure = Figure(figsize=(max(6.4, 4.9 * width), height * len(datasets) * per_dataset + 1.2), layout="constrained")
     grid = figure.subplots(len(datasets) * per_dataset, width, squeeze=False, sharex=True)
-    for number, dataset in enumerate(datasets):
-        panels = grid[number * per_dataset : (number + 1) * per_dataset].flatten()
+    for place, dataset in enumerate(datasets):
+        panels = grid[place * per_dataset : (place + 1) * per_dataset].flatten()
         of_dataset = rows[rows["dataset"] == dataset] if dataset else rows
         top = 0.0
         for axes, head in zip(panels, heads, strict=False):
             here = of_dataset[(of_dataset[keys] == list(head)).all(axis=1)]
             for _, cell in here.groupby("cell", sort=False):
-                label, alike = _label(cell, here, attacks=across != "attack"), _alike(cell, here)
+                label, alike = _label(cell, here, attacks=across != "attack", length=not by_samples), _alike(cell, here)
                 rank = list(alike["cell"].unique()).index(cell["cell"].iloc[0])
-                _curve(axes, cell, label, styled=across != "attack", rank=rank)
+                _curve(axes, cell, label, styled=across != "attack" and cell["workers"].iloc[0] > 1, rank=rank)
             if reference and here["byzantine"].any():
                 is_reference = of_dataset["aggregator"] == reference["aggregator"]
                 calm = of_dataset[is_reference & (of_dataset["byzantine"] == 0)]
@@ -166,10 +171,18 @@ def curves(rows: pd.DataFrame, experiment: Mapping[str, Any]) -> Figure:
             _panel(axes, title if across == "dataset" else f"{title}, {what}")
             axes.set_xlabel("samples seen by all workers" if by_samples else "round")
             axes.set_ylabel("cross-validation error")
-            axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
+            if chosen.get("log_x"):
+                axes.set_xscale("log")
+                axes.set_xlim(rows.loc[rows["round"] > 0, "round"].min(), rows["round"].max())
+            else:
+                axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
             top = max(top, axes.get_ylim()[1])
         for axes in panels[: len(heads)]:
-            axes.set_ylim(0, top)
+            if chosen.get("log"):
+                _log_error(axes)
+                axes.set_ylim(0.9 * of_dataset["test_error"].min(), top)
+            else:
+                axes.set_ylim(0, top)
         for axes in panels[len(heads) :]:
             axes.set_visible(False)
     return figure
@@ -373,105 +386,224 @@ def sweep(rows: pd.DataFrame, experiment: Mapping[str, Any]) -> Figure:
     """Quantities (down) against a swept parameter `x`, panels by `columns` (across), a line per rule and setting."""
     chosen = experiment["figure"]
     x, across, quantities = chosen["x"], chosen.get("columns", "dataset"), chosen.get("quantities", ["test_error"])
-    final = summary(store.of_measurement(rows), chosen)
+    final, alone = _teams(summary(store.of_measurement(rows), chosen), x)
     heads = list(final[["dataset", across]].drop_duplicates().itertuples(index=False, name=None))
-    size = (max(6.4, 5.4 * len(heads)), 4.6 * len(quantities) + 1.2)
+    size = (max(6.4, 5.4 * len(heads)), 3.6 * len(quantities) + 2.2)
     figure = Figure(figsize=size, layout="constrained")
     grid = figure.subplots(len(quantities), len(heads), squeeze=False, sharey="row")
+    named = {**chosen, "rounds": final["rounds"].max(), "samples": final["samples_budget"].min()}
     for panels, quantity in zip(grid, quantities, strict=True):
         for axes, (dataset, head) in zip(panels, heads, strict=True):
             here = final[(final["dataset"] == dataset) & (final[across] == head)]
-            apart = [name for name in SETTINGS if name != x and (x, name) != ("strength", "attack_options")]
-            varying = [name for name in apart if here[name].nunique() > 1]
-            for _, line in here.groupby(["aggregator", *apart], sort=False):
-                first = line.iloc[0]
-                notes = [_note(name, first[name]) for name in varying if name != across]
-                label = str(first["aggregator"]) + (f" ({', '.join(filter(None, notes))})" if any(notes) else "")
-                _line(
-                    axes,
-                    _points(line, x, quantity),
-                    str(first["aggregator"]),
-                    label,
-                    LINES.get(first["attack"], ATTACKED) if "attack" in varying and across != "attack" else "-",
-                    hollow=first["workers"] != here["workers"].iloc[0] or first["worker_momentum"] > 0,
-                )
+            _lines(axes, here, x, quantity, across, chosen.get("crossing") if quantity == "test_error" else None)
+            _alone(axes, alone[alone["dataset"] == dataset], quantity)
             _axis(axes, sorted(here[x].unique()), AXIS_LABELS.get(x, x))
-            axes.set_ylabel(QUANTITIES.get(quantity, quantity).format(rounds=final["rounds"].max(), **chosen))
+            axes.set_ylabel(QUANTITIES.get(quantity, quantity).format(**named))
             if chosen.get("log"):
-                axes.set_yscale("log")
+                _log_error(axes)
             title = TITLES.get(dataset, dataset)
             title = title if across == "dataset" else f"{title}, {_head(across, head)}"
             _panel(axes, title, bottom=None if chosen.get("log") else 0)
+            if quantity != quantities[-1] and not chosen.get("crossing"):  # the same lines again
+                axes.legend().remove()
         highest = final.groupby("cell")[quantity].mean().max()
         if not chosen.get("log") and np.isfinite(highest):
             panels[0].set_ylim(0, 1.08 * highest)
     return figure
 
 
+def _lines(axes: Axes, here: pd.DataFrame, x: str, quantity: str, across: str, crossing: str | None = None) -> None:
+    """A line per rule and setting; with `crossing`, also from which x on a rule does better than that one."""
+    apart = [name for name in SETTINGS if name != x and (x, name) != ("strength", "attack_options")]
+    varying = [name for name in apart if here[name].nunique() > 1]
+    for _, line in here.groupby(["aggregator", *apart], sort=False):
+        first = line.iloc[0]
+        notes = [_note(name, first[name]) for name in varying if name != across]
+        label = str(first["aggregator"]) + (f" ({', '.join(filter(None, notes))})" if any(notes) else "")
+        if crossing not in (None, first["aggregator"]):
+            other = here[here["aggregator"] == crossing].pivot(index="seed", columns=x, values=quantity)
+            difference = other - line.pivot(index="seed", columns=x, values=quantity)
+            difference = difference.loc[:, difference.columns > 0].dropna(axis=1)
+            place, low, high = statistics.crossing(difference.columns.to_numpy(), difference.to_numpy())
+            if np.isfinite(place) and place > 0:
+                label += f", better than {crossing} from {number(place)} [{number(low)}, {number(high)}] on"
+                axes.axvline(place, color=style(first["aggregator"])[0], linewidth=0.9, alpha=0.7)
+                ends = max(low, difference.columns.min()), min(high, difference.columns.max())
+                axes.axvspan(*ends, color=style(first["aggregator"])[0], alpha=0.1, linewidth=0)
+        calm = "byzantine" in varying and not first["byzantine"] and not first["fault_rate"]
+        attacks = "attack" in varying and across != "attack"
+        dashes = LINES.get(first["attack"], ATTACKED) if attacks else RANKS[int(calm)]
+        _line(
+            axes,
+            _points(line, x, quantity),
+            str(first["aggregator"]),
+            label,
+            dashes,
+            hollow=first["workers"] != here["workers"].iloc[0] or first["worker_momentum"] > 0,
+        )
+
+
+def _teams(final: pd.DataFrame, x: str) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The cells of several workers, and those of one machine alone, which the others are compared with."""
+    is_alone = (final["workers"] == 1) & (x != "workers")
+    return final[~is_alone], final[is_alone]
+
+
+def _alone(axes: Axes, alone: pd.DataFrame, quantity: str) -> None:
+    """One machine alone as a level, whatever the others go through."""
+    colour, lines = ALONE
+    for line, (_, cell) in zip(lines, alone.groupby("cell", sort=False), strict=False):
+        axes.plot([], [], color=colour, linestyle=line, linewidth=1.2, label=_name_alone(cell.iloc[0]))
+        if cell[quantity].notna().all() and quantity != "rounds_to_target":  # its rounds are other ones
+            mean, low, high = (float(part) for part in statistics.band(cell[quantity].to_numpy()))
+            axes.axhline(mean, color=colour, linestyle=line, linewidth=1.2)
+            axes.axhspan(low, high, color=colour, alpha=0.1, linewidth=0)
+
+
+def _name_alone(cell: Any) -> str:
+    return f"one machine alone, {cell.batch_size} a step"
+
+
 def heat(rows: pd.DataFrame, experiment: Mapping[str, Any]) -> Figure:
     """Error at the last round as a table of colours: rules down, `x` across, a panel for each value of `columns`."""
     chosen = experiment["figure"]
     x, across = chosen["x"], chosen.get("columns", "dataset")
-    final = summary(store.of_measurement(rows), chosen)
-    final = final.assign(rule=[_rule(row) for row in final.itertuples()])
+    final, alone = _teams(summary(store.of_measurement(rows), chosen), x)
+    final = final.assign(rule=[_rule(row, across) for row in final.itertuples()])
+    if chosen.get("declares"):
+        final = final.assign(rule=final["rule"] + ", " + final["declares"])
+        final = final.sort_values("aggregator", key=lambda names: names.map(list(names.unique()).index), kind="stable")
     heads = list(final[["dataset", across]].drop_duplicates().itertuples(index=False, name=None))
-    rules, ticks = list(final["rule"].drop_duplicates()), list(final[x].drop_duplicates())
-    if x != "attack":
+    rules = list(final["rule"].drop_duplicates())
+    ticks = list(final[x].drop_duplicates())
+    if x == "occurrence":
+        ticks = list(final.sort_values("share", kind="stable")[x].drop_duplicates())
+    elif x != "attack":
         ticks.sort()
-    width = min(len(heads), chosen.get("across", 3))
-    down = -(-len(heads) // width)
-    size = (1.9 + width * (1.2 + 0.62 * len(ticks)), 1.6 + down * (1.1 + 0.34 * len(rules)))
+    width, lines = min(len(heads), chosen.get("across", 3)), bool(chosen.get("lines"))
+    down, rows_ = -(-len(heads) // width), len(rules) + alone["batch_size"].nunique()
+    heights = [1.1 + 0.34 * rows_, *([4.2] if lines else [])]
+    size = (1.9 + width * (1.2 + 0.62 * max(len(ticks), 5)), 1.6 + down * sum(heights))
     figure = Figure(figsize=(max(8.0, size[0]), size[1]), layout="constrained")
-    grid = figure.subplots(down, width, squeeze=False)
+    grid = figure.subplots(down * len(heights), width, squeeze=False, height_ratios=heights * down)
     colours = matplotlib.colormaps["viridis_r"].with_extremes(bad="#dddddd")
-    for axes, (dataset, head) in zip(grid.flatten(), heads, strict=False):
+    highest = final["test_error"].max()
+    beside: list[str] = []  # the rules that the panel to the left names
+    for place, (dataset, head) in enumerate(heads):
+        across_, below = place % width, place // width * len(heights)
+        axes = grid[below, across_]
         here = final[(final["dataset"] == dataset) & (final[across] == head)]
         table = here.pivot_table(index="rule", columns=x, values="test_error", aggfunc="mean", sort=False)
-        table = table.reindex(index=rules, columns=ticks)
-        image = axes.imshow(
-            np.ma.masked_invalid(table), cmap=colours, vmin=0, vmax=final["test_error"].max(), aspect="auto"
-        )
+        met = [tick for tick in ticks if tick in set(here[x])]
+        table = table.reindex(index=[rule for rule in rules if rule in set(here["rule"])], columns=met)
+        own = alone[alone["dataset"] == dataset]
+        for _, cell in own.groupby("cell", sort=False):
+            table.loc[_name_alone(cell.iloc[0])] = cell["test_error"].mean()
+        image = axes.imshow(np.ma.masked_invalid(table), cmap=colours, vmin=0, vmax=highest, aspect="auto")
         for (i, j), value in np.ndenumerate(table.to_numpy()):
-            dark = value > 0.45 * final["test_error"].max()
             if np.isfinite(value):
-                axes.text(
-                    j, i, f"{value:.2f}", ha="center", va="center", fontsize=7, color="white" if dark else "black"
-                )
-        slanted = {"rotation": 40, "ha": "right", "rotation_mode": "anchor"} if x == "attack" else {}
-        axes.set_xticks(
-            range(len(ticks)), [f"{t:g}" if isinstance(t, float) else str(t) for t in ticks], fontsize=8, **slanted
-        )
-        axes.set_yticks(range(len(rules)), rules, fontsize=8)
+                colour = "white" if value > 0.45 * highest else "black"
+                axes.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=7, color=colour)
+        names = [f"{tick:g}" if isinstance(tick, float) else str(tick) for tick in met]
+        slanted = {"rotation": 40, "ha": "right", "rotation_mode": "anchor"} if isinstance(met[0], str) else {}
+        axes.set_xticks(range(len(met)), names, fontsize=8, **slanted)
+        axes.set_yticks(range(len(table)), list(table.index) if list(table.index) != beside else [], fontsize=8)
+        beside = list(table.index) if across_ < width - 1 else []
         axes.set_xlabel(AXIS_LABELS.get(x, x))
         title = TITLES.get(dataset, dataset)
-        axes.set_title(title if across == "dataset" else f"{title}, {_head(across, head)}", fontsize=10)
-    for axes in grid.flatten()[len(heads) :]:
-        axes.set_visible(False)
-    bar = figure.colorbar(image, ax=grid, shrink=0.8, pad=0.01)
-    bar.set_label(f"cross-validation error at round {final['rounds'].max()}, mean over seeds", fontsize=8)
+        title = title if across == "dataset" else f"{title}, {_head(across, head)}"
+        axes.set_title(title, fontsize=10)
+        if lines:
+            drawn = grid[below + 1, across_]
+            _lines(drawn, here, x, "test_error", across)
+            _alone(drawn, own, "test_error")
+            _axis(drawn, met, AXIS_LABELS.get(x, x))
+            _log_error(drawn)
+            drawn.set_ylabel("cross-validation error")
+            _panel(drawn, title, bottom=None)
+    for place in range(len(heads), down * width):
+        for axes in grid[place // width * len(heights) :, place % width]:
+            axes.set_visible(False)
+    bar = figure.colorbar(image, ax=list(grid[0]), shrink=0.8, pad=0.01)
+    bar.set_label(f"error at round {final['rounds'].max()}", fontsize=8)
+    return figure
+
+
+def choices(rows: pd.DataFrame, experiment: Mapping[str, Any]) -> Figure:
+    """Whom a rule chooses: by length and by distance from the mean (down), by data set and number of attackers."""
+    chosen = store.of_measurement(rows, "choices")
+    heads = list(chosen[["dataset", "byzantine"]].drop_duplicates().itertuples(index=False, name=None))
+    orders = {
+        "length": "rank by length, the shortest first",
+        "distance": "rank by distance from the mean, nearest first",
+    }
+    figure = Figure(figsize=(4.6 * len(heads), 8.2), layout="constrained")
+    grid = figure.subplots(len(orders), len(heads), squeeze=False, sharey=True)
+    sizes = sorted(chosen["batch_size"].unique())
+    colours = dict(zip(sizes, matplotlib.colormaps["viridis"](np.linspace(0, 0.8, len(sizes))), strict=True))
+    for panels, (order, label) in zip(grid, orders.items(), strict=True):
+        for axes, (dataset, byzantine) in zip(panels, heads, strict=True):
+            here = chosen[(chosen["dataset"] == dataset) & (chosen["byzantine"] == byzantine)]
+            here = here[here["order"] == order]
+            honest = int(here["workers"].iloc[0] - byzantine)
+            for number_, (size, group) in enumerate(here.groupby("batch_size")):
+                points, width = _points(group, "rank", "share"), 0.84 / len(sizes)
+                ratio = group.groupby("seed")["norm_ratio"].first()
+                mean, low, high = (float(part) for part in statistics.band(ratio.to_numpy()))
+                axes.bar(
+                    points.index + (number_ - (len(sizes) - 1) / 2) * width, points["mean"], width, color=colours[size],
+                    yerr=[points["mean"] - points["low"], points["high"] - points["mean"]],
+                    error_kw={"linewidth": 0.7},
+                    label=f"batch {size}; length / mean's {number(mean)} [{number(low)}, {number(high)}]",
+                )  # fmt: skip
+            axes.axhline(1 / honest, color="#444444", linestyle=":", linewidth=1.2, label=f"by chance, 1 of {honest}")
+            axes.set_xticks([1, *range(5, honest + 1, 5)])
+            axes.set_xlabel(label)
+            axes.set_ylabel("share of the honest choices")
+            who = f"{byzantine} Gaussian attackers" if byzantine else "nobody attacks"
+            _panel(axes, f"{TITLES.get(dataset, dataset)}, {who}")
+    highest = chosen.groupby(["order", "dataset", "byzantine", "batch_size", "rank"])["share"].mean().max()
+    grid[0, 0].set_ylim(0, 1.08 * highest)
     return figure
 
 
 def summary(rows: pd.DataFrame, chosen: Mapping[str, Any]) -> pd.DataFrame:
     """One row per cell and seed: the last round's, with the run's means, and what figures derive."""
-    means = rows[rows["round"] > 0].groupby(["cell", "seed"])[["byzantine_weight", "differs"]].mean()
-    final = rows[rows["round"] == rows["rounds"]].drop(columns=["byzantine_weight", "differs"])
+    averaged = ["byzantine_weight", "differs", "norm_ratio"]
+    means = rows[rows["round"] > 0].groupby(["cell", "seed"])[averaged].mean()
+    final = rows[rows["round"] == rows["rounds"]].drop(columns=averaged)
     final = final.join(means, on=["cell", "seed"])
     if "target" in chosen:
         final = final.assign(rounds_to_target=statistics.rounds_to(rows, chosen["target"], final))
-    final = final.assign(strength=final["attack_options"].map(_named_strength))
+    for name, per_round in (("samples", rows["workers"] * rows["batch_size"]), ("arithmetic", theory.arithmetic(rows))):
+        budget = (rows["rounds"] * per_round).min()  # what the cheapest run spends
+        final[f"{name}_budget"] = budget
+        if f"error_at_{name}" in chosen.get("quantities", ()):
+            final[f"error_at_{name}"] = statistics.error_within(rows, per_round, budget, final)
+    share = final["fault_rate"].where(final["fault_rate"] > 0, final["byzantine"] / final["workers"])
+    final = final.assign(
+        strength=final["attack_options"].map(_named_strength),
+        share=share,
+        occurrence=[occurrence(row) for row in final.itertuples()],
+    )
     if chosen.get("columns") == "attack" and chosen["x"] != "attack":  # nobody attacking belongs to every attack
-        calm, attacked = final[final["attack"] == "none"], final[final["attack"] != "none"]
+        calm = final[(final["attack"] == "none") & (final["workers"] > 1)]
+        attacked = final[final["attack"] != "none"]
         if len(calm) and len(attacked):
-            names = attacked["attack"].unique()
-            final = pd.concat([attacked, *(calm.assign(attack=name) for name in names)])
-    if chosen.get("columns") != "declares":
+            pairs = attacked[["dataset", "attack"]].drop_duplicates().itertuples(index=False)
+            options = attacked.groupby("attack")["attack_options"].first()
+            each = [
+                calm[calm["dataset"] == pair.dataset].assign(attack=pair.attack, attack_options=options[pair.attack])
+                for pair in pairs
+            ]
+            final = pd.concat([attacked, *each, final[(final["attack"] == "none") & (final["workers"] == 1)]])
+    if not chosen.get("declares"):
         return final
     most = final["declared_f"].max()
     return pd.concat(
         [
-            final[final["declared_f"] == most].assign(declares=f"declared f = {most}"),
-            final[final["declared_f"] == final["byzantine"]].assign(declares="declared f = the true count"),
+            final[final["declared_f"] == most].assign(declares=f"f = {most}"),
+            final[final["declared_f"] == final["byzantine"]].assign(declares="f = the true count"),
         ]
     )
 
@@ -479,6 +611,7 @@ def summary(rows: pd.DataFrame, chosen: Mapping[str, Any]) -> pd.DataFrame:
 KINDS: dict[str, Callable[[pd.DataFrame, Mapping[str, Any]], Figure]] = {
     "curves": curves,
     "against": against,
+    "choices": choices,
     "colluders": colluders,
     "complexity": complexity,
     "implementations": implementations,
@@ -540,8 +673,12 @@ def _curve(
 def _points(rows: pd.DataFrame, x: str, quantity: str) -> pd.DataFrame:
     """Mean and band over seeds by the values of x."""
     table = rows.pivot(index="seed", columns=x, values=quantity)
-    mean, low, high = statistics.band(table.to_numpy())
-    return pd.DataFrame({"mean": mean, "low": low, "high": high}, index=table.columns)
+    seeds = rows.groupby(x)["seed"].nunique()
+    if seeds.nunique() == 1:
+        mean, low, high = statistics.band(table.to_numpy())
+        return pd.DataFrame({"mean": mean, "low": low, "high": high}, index=table.columns)
+    each = {value: statistics.band(table.loc[rows.loc[rows[x] == value, "seed"], value]) for value in table.columns}
+    return pd.DataFrame(each, index=["mean", "low", "high"]).T
 
 
 def _worst(rows: pd.DataFrame) -> pd.DataFrame:
@@ -560,11 +697,22 @@ def _line(axes: Axes, points: pd.DataFrame, aggregator: str, label: str, line: A
     axes.fill_between(points.index, points["low"], points["high"], color=colour, alpha=0.18, linewidth=0)
 
 
+def _log_error(axes: Axes) -> None:
+    """A logarithmic axis for errors, with plain numbers."""
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter(NullFormatter())
+
+
 def _log_axis(axes: Axes, ticks: Sequence[float], label: str) -> None:
     axes.set_xscale("log")
-    axes.set_xticks(ticks)
-    axes.xaxis.set_minor_locator(matplotlib.ticker.NullLocator())
-    if max(ticks) < 10_000:
+    if max(ticks) < 10_000 * min(ticks):
+        axes.set_xticks(ticks)
+        axes.xaxis.set_minor_locator(NullLocator())
+    elif max(ticks) >= 10_000:
+        axes.set_xticks(ticks)
+    if max(ticks) < 10_000 and min(ticks) > 0.001:
         axes.xaxis.set_major_formatter(ScalarFormatter())
     axes.set_xlabel(label)
 
@@ -606,9 +754,9 @@ def _note(name: str, value: Any) -> str:
     return f"{NOTES.get(name, name)} {value:g}"
 
 
-def _rule(row: Any) -> str:
+def _rule(row: Any, across: str) -> str:
     notes = [f"{key} = {value}" for key, value in json.loads(row.aggregator_options).items()]
-    if row.worker_momentum:
+    if row.worker_momentum and across != "worker_momentum":
         notes.append(f"momentum {row.worker_momentum:g}")
     return row.aggregator + (f" ({', '.join(notes)})" if notes else "")
 
@@ -618,12 +766,17 @@ def _strength(attack: str, options: str) -> str:
     return f"kappa = {found['scale']:g}" if attack == "sign-flip" and "scale" in found else attack
 
 
-def _label(cell: pd.DataFrame, panel: pd.DataFrame, attacks: bool = False) -> str:
+def _label(cell: pd.DataFrame, panel: pd.DataFrame, attacks: bool = False, length: bool = True) -> str:
+    """What a curve is, and what it has of its own among the panel's; with or without how long it runs."""
     row = cell.iloc[0]
+    if row["workers"] == 1 and panel["workers"].nunique() > 1:
+        return f"{_name_alone(row)}, {row['rounds']:,} rounds"
+    panel = panel[(panel["workers"] > 1) == (row["workers"] > 1)]
     notes = [_who(row)] if attacks else []
     if row["aggregator_options"] != "{}":
         notes += [f"{name} = {value}" for name, value in json.loads(row["aggregator_options"]).items()]
-    notes += [f"{name} {row[column]}" for column, name in DISTINCTIONS.items() if panel[column].nunique() > 1]
+    kept = {column: name for column, name in DISTINCTIONS.items() if length or column not in LENGTH}
+    notes += [f"{name} {row[column]}" for column, name in kept.items() if panel[column].nunique() > 1]
     own_attack = panel[panel["attack"] == row["attack"]]
     if own_attack["attack_options"].nunique() > 1:
         notes += [f"{name} = {value}" for name, value in json.loads(row["attack_options"]).items()]

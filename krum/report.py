@@ -40,11 +40,13 @@ def setting(rows: "pd.DataFrame") -> str:
             f"declared f = {values('declared_f')}; {models}"
         )
     for measurement, own in rows.groupby("measurement", sort=False):
-        seeds = own["seed"].nunique()
+        each = own.groupby("cell")["seed"].nunique() if measurement == store.TRAINING else own[["seed"]].nunique()
+        seeds, fewest = int(each.max()), int(each.min())
         name = "" if len(training) == len(rows) or len(training) == 0 else f"{measurement}: "
         folds = ", each with its own cross-validation fold" if measurement == store.TRAINING else ""
+        many = str(seeds) if fewest == seeds else f"{fewest} to {seeds}"
         band = " and 95 % bootstrap band" if seeds > 1 else ""
-        parts.append(f"{name}mean{band} over {seeds} seed{'s' if seeds > 1 else ''}{folds}")
+        parts.append(f"{name}mean{band} over {many} seed{'s' if seeds > 1 else ''}{folds}")
     return "\n".join(parts)
 
 
@@ -72,12 +74,16 @@ def interval(row: Any) -> str:
 
 
 def number(value: float) -> str:
-    """Three significant digits, without an exponent where that is short."""
+    """Two or three significant digits, without an exponent where that is short."""
     if value != value:
         return "-"
+    if abs(value) == float("inf"):
+        return "∞" if value > 0 else "-∞"
     if abs(value) < ROUNDING:
         return "0"
-    return f"{value:.3g}" if abs(value) < 1e-3 or abs(value) >= 1e4 else f"{value:.3f}".rstrip("0").rstrip(".")
+    if abs(value) < 0.01:
+        return f"{value:.2g}"
+    return f"{value:.3g}" if abs(value) >= 1e4 else f"{value:.3f}".rstrip("0").rstrip(".")
 
 
 def tally(scorecard: "pd.DataFrame") -> str:
@@ -200,16 +206,78 @@ def copy_figure(name: str, figures: Path, root: Path, command: str) -> None:
         picture.quantize(128).save(temporary, optimize=True)
 
 
-def answers(template: str, scorecard: "pd.DataFrame") -> str:
-    """docs/review.md: the template with every {claim} replaced by its value, interval and verdict."""
+def answers(template: str, scorecard: "pd.DataFrame", tables: Mapping[str, str] | None = None) -> str:
+    """docs/review.md: the template with every {claim} replaced by its value, interval and verdict.
+
+    `tables` holds what stands for names that are no claims.
+    """
     found = {row.claim: f"{interval(row)} ({MARKS[row.verdict]} {row.verdict})" for row in scorecard.itertuples()}
-    found["tally"] = tally(scorecard)
+    found.update({"tally": tally(scorecard), **(tables or {})})
     names = set(re.findall(r"{([a-z0-9-]+)}", template))
     if names - set(found):
         raise InputError(
             f"docs/review.in.md: no claim {', '.join(sorted(names - set(found)))} on the review's scorecard"
         )
     return re.sub(r"{([a-z0-9-]+)}", lambda name: found[name[1]], template)
+
+
+def occurrence(row: Any) -> str:
+    """Who misbehaves, and how often, in a cell's row."""
+    if row.fault_rate:
+        return f"anyone, 1 in {1 / row.fault_rate:,.0f} rounds"
+    return f"{row.byzantine} of {row.workers}, always" if row.byzantine else "nobody"
+
+
+SURVIVES = 0.05  # a fault that raises the error by less is survived
+
+
+def survival(rows: "pd.DataFrame") -> str:
+    """Which rule survives which fault, and how much of it: a Markdown table.
+
+    A mark for each occurrence, from the rarest on: the error at the last round rises above that of the same rule
+    without faults by less than SURVIVES, by more, or undecided, by the 95 % interval over seeds.
+    """
+    from krum.statistics import band
+
+    rows = store.of_measurement(rows)
+    final = rows[(rows["round"] == rows["rounds"]) & (rows["workers"] > 1)]
+    final = final.assign(
+        share=final["fault_rate"].where(final["fault_rate"] > 0, final["byzantine"] / final["workers"]),
+        occurrence=[occurrence(row) for row in final.itertuples()],
+    ).sort_values("share", kind="stable")
+    calm, faulty = final[final["attack"] == "none"], final[final["attack"] != "none"]
+    rules = list(rows["aggregator"].drop_duplicates())
+    lines = [f"| fault | how often | {' | '.join(rules)} |", "|---|---|" + "---|" * len(rules)]
+    for attack, of_attack in faulty.groupby("attack", sort=False):
+        occurrences = list(of_attack["occurrence"].drop_duplicates())
+        marks = []
+        for rule in rules:
+            without = calm[calm["aggregator"] == rule].set_index("seed")["test_error"]
+            own = of_attack[of_attack["aggregator"] == rule]
+            found = ""
+            for name in occurrences:
+                rise = own[own["occurrence"] == name].set_index("seed")["test_error"] - without
+                _, low, high = (float(end) for end in band(rise.dropna().to_numpy()))
+                found += MARKS["holds" if high < SURVIVES else "fails" if low > SURVIVES else "undecided"]
+            marks.append(found)
+        how_often = ", ".join(name.removesuffix(", always").removeprefix("anyone, ") for name in occurrences)
+        lines.append(f"| {attack} | {how_often} | {' | '.join(marks)} |")
+    return "\n".join(lines)
+
+
+def memory(spec: Experiment, results: Path, fewest: int, most: int) -> str:
+    """The greatest resident memory of the averaging cells at two numbers of points, by Snakemake's benchmark files."""
+    found = {}
+    for cell in spec.cells:
+        if cell.aggregator == "average" and cell.workers > 1 and cell.points in (fewest, most):
+            path = results / "benchmarks" / f"{cell.slug}.tsv"
+            try:
+                head, first = path.read_text(encoding="utf-8").splitlines()[:2]
+                found[cell.points] = float(dict(zip(head.split("\t"), first.split("\t"), strict=True))["max_rss"])
+            except (OSError, ValueError, KeyError) as error:
+                raise InputError(f"{path}: no benchmark of a finished curve ({error}); run `make review`") from None
+    few, many = found[fewest], found[most]
+    return f"{few:,.0f} MB at {fewest:,} points, {many:,.0f} MB at {most:,}: {number(many / few)} times"
 
 
 def _escaped(text: str) -> str:

@@ -34,6 +34,8 @@ def rows_of(spec, seeds=3):
                 )
     for probe in spec.probes:
         options = {name: 100 if name == "dimension" and value > 1000 else value for name, value in probe.options}
+        if probe.name in probes.TRAINING:
+            options["rounds"] = 5
         for seed in range(2):
             for row in probes.PROBES[probe.name](seed, **options):
                 asked = {name: value for name, value in probe.options if name in row}
@@ -140,7 +142,8 @@ def test_every_figure_is_whole(name):
     if spec.figure["kind"] == "heat":  # tables of colours, with the rules as their rows, and a colour bar
         *tables, bar = panels
         rows = {tick.get_text() for axes in tables for tick in axes.get_yticklabels()}
-        assert all(any(row.startswith(cell.aggregator) for row in rows) for cell in spec.cells)
+        named = {cell.aggregator if cell.workers > 1 else "one machine alone" for cell in spec.cells}
+        assert all(any(row.startswith(name) for row in rows) for name in named)
         assert all(axes.get_title() and axes.get_xlabel() for axes in tables) and "error" in bar.get_ylabel()
         return
     for axes in panels:
@@ -149,7 +152,8 @@ def test_every_figure_is_whole(name):
             assert len(set(labels(axes))) == len(labels(axes)) > 0
     assert any(axes.get_legend() is not None for axes in panels)
     names = " ".join(text for axes in panels if axes.get_legend() for text in labels(axes))
-    assert all(cell.aggregator in names or name == "figure3" for cell in spec.cells)
+    named = {cell.aggregator if cell.workers > 1 else "one machine alone" for cell in spec.cells}
+    assert name in ("figure3", "choices") or all(one in names for one in named)
 
 
 def test_figure5_says_where_it_lies_outside_the_theorem():
@@ -180,3 +184,30 @@ def test_files_are_the_same_every_time(name, tmp_path):
     second = [path.read_bytes() for path in plots.save(draw(name), tmp_path / "b")]
     assert first == second
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.pdf", "a.png", "b.pdf", "b.png"]
+
+
+def test_a_sweep_says_from_which_x_on_a_rule_is_better():
+    """Averaging's error rises with the rate and crosses Krum's level half-way between two of them."""
+    spec = experiment.load_all()["transient"]
+    rows = rows_of(spec)
+    rates = sorted({cell.fault_rate for cell in spec.cells} - {0})
+    level = 0.1 + 0.1 * (np.log10(rates[3]) + np.log10(rates[4])) / 2
+    averaged = (rows["aggregator"] == "average") & (rows["workers"] > 1)
+    rise = 0.1 + 0.1 * np.log10(rows["fault_rate"].where(rows["fault_rate"] > 0, 1))
+    rows["test_error"] = (rise - level + 0.5).where(averaged, 0.5 + 0.01 * (rows["aggregator"] == "multi-krum"))
+    figure = plots.draw(rows, {"title": spec.title, "figure": spec.figure})
+    place = f"{np.sqrt(rates[3] * rates[4]):.2g}"
+    for axes in figure.axes:
+        assert any(f"better than average from {place} [{place}, {place}] on" in label for label in labels(axes))
+
+
+def test_one_machine_alone_is_a_level_beside_every_sweep():
+    spec = experiment.load_all()["cost-of-safety"]
+    figure = draw("cost-of-safety")
+    assert any("one machine alone, 60 a step" in label for label in labels(figure.axes[-1]))
+    levels = [line for line in figure.axes[0].lines if list(line.get_xdata()) == [0, 1]]
+    assert (
+        len({line.get_ydata()[0] for line in levels})
+        == 2
+        == len({c.batch_size for c in spec.cells if c.workers == 1 and c.dataset == "mnist"})
+    )

@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from krum import claims, experiment, report
+from krum import claims, experiment, planning, report
 from krum.errors import InputError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -143,21 +143,66 @@ def test_gallery_writes_pictures_page_and_scorecard(tmp_path):
         report.gallery(PAPERS, scorecard, {}, tmp_path / "none", tmp_path)
 
 
+TABLES = {"survival": "a table of faults", "survives": "a margin", "memory": "so many MB"}
+
+
 def test_answers_take_every_number_from_the_results():
     """docs/review.in.md names claims about the review's experiments only, and no number is written by hand."""
     template = (ROOT / "docs" / "review.in.md").read_text(encoding="utf-8")
-    names = set(re.findall(r"{([a-z0-9-]+)}", template)) - {"tally"}
+    names = set(re.findall(r"{([a-z0-9-]+)}", template)) - {"tally"} - set(TABLES)
     known = {claim.name for claim in claims.load() if SPECS[claim.experiment].part == "review"}
     assert names <= known and len(names) > 20
     rows = pd.DataFrame(
         [{"claim": name, "value": 0.5, "low": 0.25, "high": 0.75, "verdict": "holds"} for name in names]
     )
-    text = report.answers(template, rows)
+    text = report.answers(template, rows, TABLES)
+    assert all(table in text for table in TABLES.values())
     assert "0.5 [0.25, 0.75] (✔ holds)" in text and not re.findall(r"{[a-z0-9-]+}", text)
     with pytest.raises(InputError, match="no claim"):
         report.answers("{no-such-claim}", rows)
     for name in re.findall(r"\(figures/([\w-]+)\.png\)", template):
         assert SPECS[name].part == "review"
+
+
+def faulty_rows(error):
+    """Rows of one rule with an error(occurrence, seed), without faults and under three occurrences of one."""
+    table = []
+    for attack, rate, byzantine in (("none", 0.0, 0), ("crash", 0.01, 0), ("crash", 0.0, 1), ("crash", 0.0, 9)):
+        for seed in range(5):
+            row = {"measurement": "training", "aggregator": "krum", "attack": attack, "fault_rate": rate, "workers": 20}
+            row |= {"byzantine": byzantine, "seed": seed, "round": 10, "rounds": 10}
+            table.append({**row, "test_error": error((rate, byzantine), seed)})
+    return pd.DataFrame(table)
+
+
+def test_survival_marks_each_occurrence_from_the_rarest_on():
+    rise = {(0.0, 0): 0.0, (0.01, 0): 0.01, (0.0, 1): 0.05, (0.0, 9): 0.3}
+    text = report.survival(faulty_rows(lambda who, seed: 0.1 + rise[who] + 0.001 * (seed - 2) * (1 + who[1] % 2)))
+    assert text.splitlines()[0] == "| fault | how often | krum |"
+    assert text.splitlines()[2] == "| crash | 1 in 100 rounds, 1 of 20, 9 of 20 | ✔?✘ |"
+
+
+def test_memory_is_read_from_the_benchmark_files(tmp_path):
+    spec = SPECS["data-size"]
+    with pytest.raises(InputError, match="no benchmark of a finished curve"):
+        report.memory(spec, tmp_path, 10_000, 10_000_000)
+    (tmp_path / "benchmarks").mkdir()
+    for cell in spec.cells:
+        text = f"s\th:m:s\tmax_rss\n9.0\t0:00:09\t{500 if cell.points < 10**6 else 510}.0\n"
+        (tmp_path / "benchmarks" / f"{cell.slug}.tsv").write_text(text)
+    assert report.memory(spec, tmp_path, 10_000, 10_000_000) == (
+        "500 MB at 10,000 points, 510 MB at 10,000,000: 1.02 times"
+    )
+
+
+def test_what_the_memory_is_measured_on_runs_in_a_process_of_its_own():
+    """The benchmark files of the workflow see a job's own process only, and short jobs run in the warm one."""
+    chosen = planning.plan(ROOT, {})
+    for cell in SPECS["data-size"].cells:
+        assert cell.slug in chosen.long_curves
+    rule = (ROOT / "Snakefile").read_text(encoding="utf-8").partition("use rule curve as long_curve")[2]
+    rule = rule.partition("\nrule ")[0]
+    assert 'module="krum",' in rule and "benchmark:" in rule
 
 
 @needs_smoke
