@@ -86,6 +86,11 @@ class Adversary:
                 vector[place] = float(value[0])
         return vectors
 
+    def coefficients(self, rows: int, value: float = 0.0) -> Tensor:
+        """Coefficients of the honest gradients for `combinations`, [R, rows, h] float64, all of one value."""
+        like = self.gradients.like
+        return like.new_full((self.replicas, rows, self.honest), value, dtype=torch.float64)
+
     def combinations(self, coefficients: Tensor, plus: Tensor | None = None) -> "ByzantineVectors":
         """`B_k = sum_i C_ki G_i + E_k`: `coefficients [R, f, h]`, or [R, 1, h] for one shared by all; `plus` alike."""
         return Linear(self, coefficients, plus)

@@ -67,8 +67,7 @@ def omniscient(adversary: "Adversary", *, length: float = 100.0, samples: int | 
 @attack
 def sign_flip(adversary: "Adversary", *, scale: float = 1.0) -> "ByzantineVectors":
     """All send `-scale` times the mean honest gradient."""
-    coefficients = adversary.honest_gram.new_full((adversary.replicas, 1, adversary.honest), -scale / adversary.honest)
-    return adversary.combinations(coefficients)
+    return adversary.combinations(adversary.coefficients(1, -scale / adversary.honest))
 
 
 @attack(least=2)
@@ -79,7 +78,7 @@ def barycentre_collusion(adversary: "Adversary", *, scale: float = 1.0) -> "Byza
     nearest the barycentre takes T (Blanchard et al., 2017, Figure 2).
     """
     h, f = adversary.honest, adversary.byzantine
-    coefficients = adversary.honest_gram.new_full((adversary.replicas, f, h), -scale / h)
+    coefficients = adversary.coefficients(f, -scale / h)
     coefficients[:, -1] = -1 - (h + 1) * scale / h
     return adversary.combinations(coefficients)
 
@@ -93,8 +92,7 @@ def steer(adversary: "Adversary") -> "ByzantineVectors":
     """
     n, f = adversary.honest + adversary.byzantine, adversary.byzantine
     chosen = (adversary.parameters() - adversary.wrong_model()) / adversary.learning_rate
-    coefficients = adversary.honest_gram.new_full((adversary.replicas, 1, adversary.honest), -1 / f)
-    return adversary.combinations(coefficients, plus=(n / f * chosen)[:, None])
+    return adversary.combinations(adversary.coefficients(1, -1 / f), plus=(n / f * chosen)[:, None])
 
 
 # ------------------------------------------------------------------------------------ attacks that came after Krum
@@ -111,7 +109,9 @@ def a_little_is_enough(adversary: "Adversary", *, deviations: float | None = Non
     supporters = min(max(n // 2 + 1 - f, 1), h - 1)
     z = deviations if deviations is not None else max(NormalDist().inv_cdf((h - supporters) / h), 0.0)
     honest = adversary.honest_vectors()
-    return adversary.vectors(honest.mean(1, keepdim=True) - z * honest.std(1, correction=0, keepdim=True))
+    mean = honest.mean(1, keepdim=True)
+    deviation = (honest - mean).square_().mean(1, keepdim=True).sqrt_()  # many times as fast as torch's own
+    return adversary.vectors(mean - z * deviation)
 
 
 @attack
@@ -126,7 +126,7 @@ def mimic(adversary: "Adversary") -> "ByzantineVectors":
 
     Their attack picks the worker to copy by the data that it alone has; with data dealt at random, any is as good.
     """
-    coefficients = adversary.honest_gram.new_zeros((adversary.replicas, 1, adversary.honest))
+    coefficients = adversary.coefficients(1)
     coefficients[:, :, 0] = 1
     return adversary.combinations(coefficients)
 
@@ -152,7 +152,7 @@ def label_flip(adversary: "Adversary") -> "ByzantineVectors":
 @attack
 def crash(adversary: "Adversary") -> "ByzantineVectors":
     """All send zeros, as a server sees a worker that is gone."""
-    return adversary.combinations(adversary.honest_gram.new_zeros((adversary.replicas, 1, adversary.honest)))
+    return adversary.combinations(adversary.coefficients(1))
 
 
 @attack(lasting=True)
