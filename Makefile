@@ -43,7 +43,7 @@ bench: $(READY)
 	@python benchmarks/simulation.py
 
 clean:
-	rm -rf results/*.parquet results/*.json results/curves results/probes results/smoke
+	rm -rf results/*.parquet results/*.json results/curves results/probes results/benchmarks results/smoke
 	rm -rf figures/*.png figures/*.pdf figures/*.html figures/scorecard.md figures/smoke
 	rm -rf logs .snakemake report.html data/prepared
 

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from oracle import SCORES, bulyan, centred_clipping, chosen, nnm_krum
 
 import krum
+from krum import aggregators
 from krum.aggregators import AGGREGATORS
 from krum.distances import squared_distances
 
@@ -464,3 +465,21 @@ def test_bad_calls(call, error, words):
     with pytest.raises(error, match=words) as caught:
         call(normal(13, 9))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("n", range(1, 11))
+def test_the_sorting_network_sorts(n):
+    """All sequences of zeros and ones: a network that sorts these sorts everything (Knuth, the 0-1 principle)."""
+    values = ((np.arange(2**n) >> np.arange(n)[:, None]) & 1).astype(np.float32)
+    ordered = aggregators._sorted(torch.from_numpy(values)).numpy()
+    assert np.array_equal(ordered, np.sort(values, axis=0))
+
+
+@pytest.mark.parametrize("n", [2, 15, 20, 33, 100])
+def test_coordinates_are_sorted_with_infinities_and_nan_last(n):
+    values = np.random.default_rng(n).normal(size=(2, n, 70)).astype(np.float32)
+    values[0, 1, :9], values[1, 0, 5], values[0, 0, 3] = np.nan, np.inf, -np.inf
+    before = values.copy()
+    expected = np.sort(np.where(np.isnan(values), np.inf, values), axis=1)
+    assert np.array_equal(aggregators._sorted(torch.from_numpy(values)).numpy(), expected)
+    assert np.array_equal(values, before, equal_nan=True)
