@@ -45,24 +45,22 @@ def aggregate(vectors: Array, aggregator: str = "krum", f: int | None = None, **
     tensor = _as_tensor(vectors, "vectors")
     if tensor.ndim != 2 or 0 in tensor.shape:
         raise InputError(f"vectors: found shape {tuple(tensor.shape)}; give [n, d], one vector a row")
-    rule = lookup(AGGREGATORS, aggregator, "aggregator")
-    previous = _previous(options.pop("previous", None), tensor) if rule.previous else None
-    context, options = rule.split(options)
-    rule.check(tensor.shape[0], f, options)
-    f = 0 if f is None else f
+    previous = options.pop("previous", None) if lookup(AGGREGATORS, aggregator, "aggregator").previous else None
+    rule, context, options, f = checked(aggregator, len(tensor), f, options)
+    if rule.previous:
+        tensor = torch.cat([tensor, _previous(previous, tensor)])
     if rule.sees == "vectors":
         if rule.select is not None:
             squared = distances.squared_distances(tensor)
-            _refuse_too_many(~squared.diagonal().isfinite(), f)
+            refuse_too_many(~squared.diagonal().isfinite(), f)
             context = {**context, "chosen": rule.select(squared, f)}
-        result = _by_coordinates(rule, tensor, f, {**context, **options})
+        result = by_coordinates(rule, tensor, f, {**context, **options})
     else:
-        tensor = tensor if previous is None else torch.cat([tensor, previous])
         squared = distances.squared_distances(tensor)
         infinite = ~squared.diagonal().isfinite()
-        _refuse_too_many(infinite, f)
+        refuse_too_many(infinite, f)
         chosen = rule(squared, f, **context, **options)
-        _refuse_weighted(rule, infinite, chosen)
+        refuse_weighted(rule, infinite, chosen)
         result = combine(chosen, tensor)
     return result.numpy() if isinstance(vectors, np.ndarray) else result
 
@@ -93,9 +91,7 @@ def weights(gram: Array, aggregator: str = "krum", f: int | None = None, **optio
     rule = lookup(AGGREGATORS, aggregator, "aggregator")
     if rule.sees == "vectors":
         raise InputError(f"{rule.name} needs the vectors' coordinates and has no weights; call krum.aggregate")
-    context, options = rule.split(options)
-    rule.check(tensor.shape[-1], f, options)
-    f = 0 if f is None else f
+    rule, context, options, f = checked(aggregator, tensor.shape[-1], f, options)
     scale = tensor.diagonal(dim1=-2, dim2=-1).abs().nan_to_num(0.0, 0.0, 0.0).amax() if tensor.numel() else 0
     if bool(((tensor - tensor.mT).abs() > 0.01 * scale).any()):
         raise InputError("gram: found a matrix that is not symmetric; give the inner products of n vectors")
@@ -104,13 +100,23 @@ def weights(gram: Array, aggregator: str = "krum", f: int | None = None, **optio
         tensor = torch.nn.functional.pad(tensor, (0, 1, 0, 1))
     squared = distances.from_gram(tensor)
     infinite = ~squared.diagonal(dim1=-2, dim2=-1).isfinite()
-    _refuse_too_many(infinite, f)
+    refuse_too_many(infinite, f)
     if bool((squared.isinf() & ~infinite[..., :, None] & ~infinite[..., None, :]).any()):
         raise InputError("gram: found NaN or infinity between vectors of finite length; give their inner products")
     result = rule(squared, f, **context, **options).to(tensor.dtype)
-    _refuse_weighted(rule, infinite, result)
+    refuse_weighted(rule, infinite, result)
     result = result[..., :given]
     return result.numpy() if isinstance(gram, np.ndarray) else result
+
+
+def checked(
+    aggregator: str, n: int, f: int | None, options: dict[str, Any]
+) -> tuple[Aggregator, dict[str, Any], dict[str, Any], int]:
+    """The rule for n vectors, the round and coin that it needs, its options, and f. Raises InputError."""
+    rule = lookup(AGGREGATORS, aggregator, "aggregator")
+    context, options = rule.split(options)
+    rule.check(n, f, options)
+    return rule, context, options, 0 if f is None else f
 
 
 def combine(weights: Tensor, vectors: Tensor) -> Tensor:
@@ -127,7 +133,8 @@ def combine(weights: Tensor, vectors: Tensor) -> Tensor:
     return result
 
 
-def _by_coordinates(rule: Aggregator, vectors: Tensor, f: int, options: dict[str, Any]) -> Tensor:
+def by_coordinates(rule: Aggregator, vectors: Tensor, f: int, options: dict[str, Any]) -> Tensor:
+    """What a vector rule makes of `vectors [n, d]`, a block of coordinates at a time."""
     finite = torch.ones(len(vectors), dtype=torch.bool, device=vectors.device)
     result = torch.empty_like(vectors[0])
     columns = max(1, distances.BLOCK // len(vectors))
@@ -135,7 +142,7 @@ def _by_coordinates(rule: Aggregator, vectors: Tensor, f: int, options: dict[str
         block = vectors[:, start : start + columns].double()
         finite &= block.isfinite().all(-1)
         result[start : start + columns] = rule(block, f, **options)
-    _refuse_too_many(~finite, f)
+    refuse_too_many(~finite, f)
     return result
 
 
@@ -163,7 +170,8 @@ def _as_tensor(array: Tensor | np.ndarray, what: str) -> Tensor:
     return array.detach()
 
 
-def _refuse_weighted(rule: Aggregator, infinite: Tensor, weights: Tensor) -> None:
+def refuse_weighted(rule: Aggregator, infinite: Tensor, weights: Tensor) -> None:
+    """Raise InputError where a rule gives weight to a vector that is not finite."""
     if bool((infinite & (weights != 0)).any()):
         bad = (infinite & (weights != 0)).reshape(-1, infinite.shape[-1]).any(0).nonzero().squeeze(-1).tolist()
         raise InputError(
@@ -172,7 +180,8 @@ def _refuse_weighted(rule: Aggregator, infinite: Tensor, weights: Tensor) -> Non
         )
 
 
-def _refuse_too_many(bad: Tensor, f: int) -> None:
+def refuse_too_many(bad: Tensor, f: int) -> None:
+    """Raise InputError where more than f of the vectors, `bad [..., n]`, are not finite."""
     worst = int(bad.sum(-1).max()) if bad.numel() else 0
     if worst > f:
         row = bad.reshape(-1, bad.shape[-1])

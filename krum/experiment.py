@@ -394,9 +394,10 @@ def _cell(
 
 def one_cell(parameters: Mapping[str, Any], folder: Path = EXPERIMENTS) -> Cell:
     """The cell of some parameters, with the rest as in defaults.yaml. Raises InputError."""
+    _validate(parameters, "parameters", "parameters")
     defaults = read_checked(folder / "defaults.yaml", "defaults")
     whole = {**defaults["parameters"], **parameters}
-    return _cell("parameters", whole, defaults["models"], _byzantine(whole), outside_guarantee=True)
+    return _cell("parameters", whole, defaults["models"], _byzantine(whole), outside_guarantee=False)
 
 
 def _named(value: str | Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
