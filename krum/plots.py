@@ -424,7 +424,9 @@ def _lines(axes: Axes, here: pd.DataFrame, x: str, quantity: str, across: str, c
             other = here[here["aggregator"] == crossing].pivot(index="seed", columns=x, values=quantity)
             difference = other - line.pivot(index="seed", columns=x, values=quantity)
             difference = difference.loc[:, difference.columns > 0].dropna(axis=1)
-            place, low, high = statistics.crossing(difference.columns.to_numpy(), difference.to_numpy())
+            shared = difference.shape[1] > 1  # in a small run, the two may have no x in common
+            found = statistics.crossing(difference.columns.to_numpy(), difference.to_numpy()) if shared else (0.0,) * 3
+            place, low, high = found
             if np.isfinite(place) and place > 0:
                 label += f", better than {crossing} from {number(place)} [{number(low)}, {number(high)}] on"
                 axes.axvline(place, color=style(first["aggregator"])[0], linewidth=0.9, alpha=0.7)
