@@ -61,8 +61,8 @@ class Claim:
     sentence: str
     means: str  # the quantity in words
     column: str
-    minus_at: str | int  # the same for `minus`
     at: str | int  # last, first, mean (without the first), least, greatest over the recorded rounds; or a round
+    minus_at: str | int  # the same for `minus`
     measurement: str
     of: Mapping[str, Any]
     minus: Mapping[str, Any] | None
@@ -157,12 +157,13 @@ def check(claims: Sequence[Claim], experiments: Mapping[str, Experiment], path: 
             raise InputError(
                 f"{where}: of: {swept} is fixed here and swept under by; give a list of values or leave it out"
             )
-        strict = not set(spec.overrides) & {"rounds", "evaluate_every"}
-        groups = _groups(claim, spec.cells, claim.of, f"{where}: of", strict)
-        for part, chosen in (("minus", claim.minus), ("over", claim.over)):
+        # In a run with other rounds, the last one that was recorded by then stands for a round that is named.
+        named = {"rounds", "evaluate_every"}.isdisjoint(spec.overrides)
+        groups = _groups(claim, spec.cells, claim.of, f"{where}: of", claim.at if named else "last")
+        for part, chosen, at in (("minus", claim.minus, claim.minus_at), ("over", claim.over, claim.at)):
             if chosen is None:
                 continue
-            found = _groups(claim, spec.cells, chosen, f"{where}: {part}", strict)
+            found = _groups(claim, spec.cells, chosen, f"{where}: {part}", at if named else "last")
             for group in groups:
                 here = {key: group[key] for key in _apart(claim, chosen)}
                 if here not in found:
@@ -175,9 +176,9 @@ def _apart(claim: Claim, chosen: Mapping[str, Any]) -> list[str]:
 
 
 def _groups(
-    claim: Claim, cells: Sequence[Cell], chosen: Mapping[str, Any], where: str, strict: bool
+    claim: Claim, cells: Sequence[Cell], chosen: Mapping[str, Any], where: str, at: str | int
 ) -> list[dict[str, Any]]:
-    """The values of `by` that the chosen cells have, one cell each; `strict`: a named round must be recorded."""
+    """The values of `by` that the chosen cells have, one cell each; a round `at` must be recorded."""
     table = [store.constants(cell) for cell in cells]
     for key in (*chosen, *claim.apart):
         if key not in table[0]:
@@ -185,8 +186,7 @@ def _groups(
     rows = [row for row in table if all(_equal(row[key], value) for key, value in chosen.items())]
     if not rows:
         raise InputError(f"{where}: no cell of {claim.experiment} has {_listed(chosen)}")
-    at = claim.minus_at if where.endswith("minus") else claim.at
-    if isinstance(at, int) and strict:
+    if isinstance(at, int):
         for row in rows:
             if at > row["rounds"] or (at % row["evaluate_every"] and at != row["rounds"]):
                 raise InputError(
@@ -241,23 +241,20 @@ def _evaluate(claim: Claim, rows: "pd.DataFrame") -> dict[str, Any]:
     found = []
     for group in groups:
         here = dict(zip(claim.by, group, strict=True))
-        if claim.crossing is not None and claim.minus is not None:
-            left = _per_seed(claim, rows, claim.of, here).unstack(claim.crossing)
-            difference = left - _per_seed(claim, rows, claim.minus, here).unstack(claim.crossing)
-            place, low, high = crossing(difference.columns.to_numpy(), difference.to_numpy())
-            margin = _margin(low, high, claim.test)
-            found.append((verdict(low, high, claim.test), margin, place, low, high, len(difference), here))
-            continue
-        values = _per_seed(claim, rows, claim.of, here)
+        values = _per_seed(claim, rows, claim.of, here, claim.at)
         if claim.minus is not None:
             values, other = values.align(_per_seed(claim, rows, claim.minus, here, claim.minus_at), join="inner")
             values = values - other
         if claim.over is not None:
-            values, other = values.align(_per_seed(claim, rows, claim.over, here), join="inner")
+            values, other = values.align(_per_seed(claim, rows, claim.over, here, claim.at), join="inner")
             values = values / other
-        mean, low, high = (float(part[0]) for part in band(values.to_numpy()[:, None]))
+        if claim.crossing is None:
+            value, low, high = (float(part[0]) for part in band(values.to_numpy()[:, None]))
+        else:
+            values = values.unstack(claim.crossing)
+            value, low, high = crossing(values.columns.to_numpy(), values.to_numpy())
         found.append(
-            (verdict(low, high, claim.test), _margin(low, high, claim.test), mean, low, high, len(values), here)
+            (verdict(low, high, claim.test), _margin(low, high, claim.test), value, low, high, len(values), here)
         )
     order = {"fails": 0, "undecided": 1, "holds": 2}
     worst = min(found, key=lambda one: (order[one[0]], one[1]))
@@ -303,12 +300,11 @@ def _per_seed(
     rows: "pd.DataFrame",
     chosen: Mapping[str, Any],
     here: Mapping[str, Any],
-    at: str | int | None = None,
+    at: str | int,
 ) -> "pd.Series":
     """One value per seed, in the order of seeds, of the chosen rows in one group of `by`."""
     apart = _apart(claim, chosen)
     rows = _selected(claim, rows, {**chosen, **{key: value for key, value in here.items() if key in apart}})
-    at = claim.at if at is None else at
     values = DERIVED[claim.column](rows) if claim.column in DERIVED else rows[claim.column]
     rows = rows.assign(value_=values.astype(float))
     if claim.slope is not None:

@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, NullLocator, ScalarFormatter
 
 from krum import statistics, store, theory
-from krum.report import TITLES, number, occurrence, setting
+from krum.report import TITLES, number, setting, with_occurrence
 
 STYLES = {  # colour-blind safe (Okabe and Ito), and a marker for print
     "average": ("#0072B2", "o"),
@@ -424,9 +424,7 @@ def _lines(axes: Axes, here: pd.DataFrame, x: str, quantity: str, across: str, c
             other = here[here["aggregator"] == crossing].pivot(index="seed", columns=x, values=quantity)
             difference = other - line.pivot(index="seed", columns=x, values=quantity)
             difference = difference.loc[:, difference.columns > 0].dropna(axis=1)
-            shared = difference.shape[1] > 1  # in a small run, the two may have no x in common
-            found = statistics.crossing(difference.columns.to_numpy(), difference.to_numpy()) if shared else (0.0,) * 3
-            place, low, high = found
+            place, low, high = statistics.crossing(difference.columns.to_numpy(), difference.to_numpy())
             if np.isfinite(place) and place > 0:
                 label += f", better than {crossing} from {number(place)} [{number(low)}, {number(high)}] on"
                 axes.axvline(place, color=style(first["aggregator"])[0], linewidth=0.9, alpha=0.7)
@@ -582,12 +580,7 @@ def summary(rows: pd.DataFrame, chosen: Mapping[str, Any]) -> pd.DataFrame:
         final[f"{name}_budget"] = budget
         if f"error_at_{name}" in chosen.get("quantities", ()):
             final[f"error_at_{name}"] = statistics.error_within(rows, per_round, budget, final)
-    share = final["fault_rate"].where(final["fault_rate"] > 0, final["byzantine"] / final["workers"])
-    final = final.assign(
-        strength=final["attack_options"].map(_named_strength),
-        share=share,
-        occurrence=[occurrence(row) for row in final.itertuples()],
-    )
+    final = with_occurrence(final).assign(strength=final["attack_options"].map(_named_strength))
     if chosen.get("columns") == "attack" and chosen["x"] != "attack":  # nobody attacking belongs to every attack
         calm = final[(final["attack"] == "none") & (final["workers"] > 1)]
         attacked = final[final["attack"] != "none"]

@@ -228,6 +228,14 @@ def occurrence(row: Any) -> str:
     return f"{row.byzantine} of {row.workers}, always" if row.byzantine else "nobody"
 
 
+def with_occurrence(rows: "pd.DataFrame") -> "pd.DataFrame":
+    """The rows with `occurrence` in words, and the `share` of all workers' rounds that it spoils."""
+    return rows.assign(
+        share=rows["fault_rate"].where(rows["fault_rate"] > 0, rows["byzantine"] / rows["workers"]),
+        occurrence=[occurrence(row) for row in rows.itertuples()],
+    )
+
+
 SURVIVES = 0.05  # a fault that raises the error by less is survived
 
 
@@ -241,10 +249,7 @@ def survival(rows: "pd.DataFrame") -> str:
 
     rows = store.of_measurement(rows)
     final = rows[(rows["round"] == rows["rounds"]) & (rows["workers"] > 1)]
-    final = final.assign(
-        share=final["fault_rate"].where(final["fault_rate"] > 0, final["byzantine"] / final["workers"]),
-        occurrence=[occurrence(row) for row in final.itertuples()],
-    ).sort_values("share", kind="stable")
+    final = with_occurrence(final).sort_values("share", kind="stable")
     calm, faulty = final[final["attack"] == "none"], final[final["attack"] != "none"]
     rules = list(rows["aggregator"].drop_duplicates())
     lines = [f"| fault | how often | {' | '.join(rules)} |", "|---|---|" + "---|" * len(rules)]

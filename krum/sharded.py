@@ -58,17 +58,17 @@ def aggregate(
         if rule.select is None:
             bad = sum(
                 ((~part.isfinite()).flatten(1).any(-1) for part in local),
-                torch.zeros(len(local[0]), device=_device(local)),
+                torch.zeros(len(local[0]), device=local[0].device),
             )
             aggregation.refuse_too_many(_summed(bad.double(), group) > 0, f)
         else:
-            squared = squared_distances(slices, group=group)
+            squared = _summed(_own_distances(local), group)
             aggregation.refuse_too_many(~squared.diagonal().isfinite(), f)
             context = {**context, "chosen": rule.select(squared, f)}
         parts = [aggregation.by_coordinates(rule, part.flatten(1), f, {**context, **options}) for part in local]
     else:
-        chosen = _weights(rule, local, previous, f, {**context, **options}, group)
         rows = local if previous is None else _with_previous(local, previous)
+        chosen = _weights(rule, rows, f, {**context, **options}, group)
         parts = [aggregation.combine(chosen, part.flatten(1)) for part in rows]
     return _like(slices, [whole.view(part.shape[1:]) for whole, part in zip(parts, local, strict=True)])
 
@@ -90,7 +90,8 @@ def weights(
     rule, context, options, f, previous = _checked(local, aggregator, f, options)
     if rule.sees == "vectors":
         raise InputError(f"{rule.name} needs the vectors' coordinates and has no weights; call krum.sharded.aggregate")
-    return _weights(rule, local, previous, f, {**context, **options}, group)[: len(local[0])]
+    rows = local if previous is None else _with_previous(local, previous)
+    return _weights(rule, rows, f, {**context, **options}, group)[: len(local[0])]
 
 
 @torch.no_grad()
@@ -106,7 +107,7 @@ def squared_distances(slices: Slices, *, group: dist.ProcessGroup | None = None)
 
 def _own_distances(local: list[Tensor]) -> Tensor:
     n = len(local[0])
-    total = torch.zeros(n, n, dtype=torch.float64, device=_device(local))
+    total = torch.zeros(n, n, dtype=torch.float64, device=local[0].device)
     for part in local:
         if part.numel():
             total += distances.squared_distances(part.flatten(1))
@@ -114,14 +115,8 @@ def _own_distances(local: list[Tensor]) -> Tensor:
 
 
 def _weights(
-    rule: Aggregator,
-    local: list[Tensor],
-    previous: list[Tensor] | None,
-    f: int,
-    options: dict[str, Any],
-    group: dist.ProcessGroup | None,
+    rule: Aggregator, rows: list[Tensor], f: int, options: dict[str, Any], group: dist.ProcessGroup | None
 ) -> Tensor:
-    rows = local if previous is None else _with_previous(local, previous)
     squared = _summed(_own_distances(rows), group)
     infinite = ~squared.diagonal().isfinite()
     aggregation.refuse_too_many(infinite, f)
@@ -205,7 +200,3 @@ def _placed_like(before: Tensor, part: Tensor) -> Tensor:
     placements = [Shard(placement.dim - 1) for placement in before.placements if isinstance(placement, Shard)]
     shape, stride = before.shape[1:], before.stride()[1:]
     return DTensor.from_local(part, before.device_mesh, placements, shape=shape, stride=stride)
-
-
-def _device(local: list[Tensor]) -> torch.device:
-    return local[0].device

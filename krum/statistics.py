@@ -40,9 +40,12 @@ def crossing(x: np.ndarray, differences: np.ndarray) -> tuple[float, float, floa
     """Where the mean of `differences [seeds, points]` first rises above zero, and its 95 % bootstrap interval.
 
     Between two of the positive, ascending `x [points]`, the mean is a straight line over log x. 0: above zero at the
-    first x already; inf: at none. The interval's ends are percentiles over resamples of whole seeds; NaN with one seed.
+    first x already; inf: at none, or without any x. The interval's ends are percentiles over resamples of whole seeds;
+    NaN with one seed.
     """
     differences = np.asarray(differences, dtype=np.float64)
+    if not len(x):
+        return np.inf, np.nan, np.nan
     value = float(_first_rise(np.asarray(x, np.float64), differences.mean(0)[:, None])[0])
     if len(differences) < 2:
         return value, np.nan, np.nan
