@@ -20,15 +20,15 @@ def squared_distances(vectors: Tensor) -> Tensor:
     one for the pairs that cancel; extra memory is independent of d.
     """
     n, d = vectors.shape
-    columns = max(1, BLOCK // n)
-    finite = torch.ones(n, dtype=torch.bool, device=vectors.device)
+    columns = max(1, min(d, BLOCK // n))
     gram = torch.zeros(n, n, dtype=torch.float64, device=vectors.device)
     reference = _central_row(vectors[:, :columns])
+    block = torch.empty(n, columns, dtype=torch.float64, device=vectors.device)
     for start in range(0, d, columns):
-        block = vectors[:, start : start + columns].double()
-        finite &= block.isfinite().all(-1)
-        block = block - block[reference].nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
+        block = block[:, : d - start].copy_(vectors[:, start : start + columns])
+        block -= block[reference].nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
         gram.addmm_(block, block.mT)
+    finite = _finite(vectors, gram.diagonal())
     distances = _from_gram(gram)
     norms = gram.diagonal()
     trusted = distances > CANCELLATION * (norms[:, None] + norms[None, :])
@@ -63,6 +63,14 @@ def _from_gram(gram: Tensor) -> Tensor:
 def _put_at_infinity(distances: Tensor, infinite: Tensor) -> Tensor:
     infinite = infinite[..., :, None] | infinite[..., None, :]
     return distances.masked_fill_(infinite | distances.isnan(), torch.inf)
+
+
+def _finite(vectors: Tensor, norms: Tensor) -> Tensor:
+    """Which vectors have no NaN and no infinity; those of a finite squared length need no look."""
+    finite = norms.isfinite()
+    for row in (~finite).nonzero().squeeze(-1).tolist():
+        finite[row] = all(part.isfinite().all() for part in vectors[row].split(BLOCK))
+    return finite
 
 
 def _central_row(vectors: Tensor) -> Tensor:
