@@ -54,51 +54,58 @@ def aggregate_with(
 
 
 @torch.no_grad()
-def aggregate(
+def aggregate_(
     flat: Tensor,
     aggregator: str = "krum",
     f: int | None = None,
     *,
     previous: Tensor | None = None,
+    received: Tensor | None = None,
     group: dist.ProcessGroup | None = None,
     **options: Any,
 ) -> Tensor:
-    """The aggregate `[d]` of all ranks' flat gradients `[d]`, by any rule of `krum.AGGREGATORS`; every rank has it.
+    """Turn every rank's flat gradient `[d]`, in place, into their aggregate by any rule of `krum.AGGREGATORS`.
 
     Arguments and errors as in `krum.aggregate`, with n the number of ranks; `previous` is the last aggregate `[d]`.
+    Everyone's gradients, in this rank's part of the coordinates, come to `received`: `room(flat)`, which is d numbers,
+    made anew where a training loop does not keep it.
     """
-    received, work = parts(flat, group)
-    work.wait()
+    received = room(flat, group) if received is None else received
+    scatter(flat, received, group).wait()
     if previous is not None:
         options["previous"] = cut(previous, group)[dist.get_rank(group)]
-    return whole(sharded.aggregate(received, aggregator, f, group=group, **options), len(flat), group)
+    gather(sharded.aggregate(received, aggregator, f, group=group, **options), flat, group)
+    return flat
 
 
-def cut(flat: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
-    """A flat vector `[d]` in N equal parts, `[N, ceil(d / N)]`; the last one is filled up with zeros."""
-    ranks = dist.get_world_size(group)
-    size = -(-len(flat) // ranks)
-    return torch.nn.functional.pad(flat, (0, ranks * size - len(flat))).view(ranks, size)
+def cut(flat: Tensor, group: dist.ProcessGroup | None = None) -> tuple[Tensor, ...]:
+    """Each rank's part of a flat vector `[d]`, a view: equal lengths, but for one number where N does not divide d."""
+    return flat.tensor_split(dist.get_world_size(group))
 
 
-def parts(flat: Tensor, group: dist.ProcessGroup | None = None) -> tuple[Tensor, dist.Work]:
-    """Send a flat vector `[d]` to all ranks, 1/N of it to each: `[N, ceil(d / N)]`, there when the work has ended.
+def scatter(flat: Tensor, received: Tensor, group: dist.ProcessGroup | None = None) -> dist.Work:
+    """Send every rank its part of this one's vector `[d]`. When the work has ended, `received` `[N, own]` holds
+    everyone's vectors, in this rank's part of the coordinates."""
+    ranks, own = received.shape
+    sizes = [len(part) for part in cut(flat, group)]
+    return dist.all_to_all_single(received.view(-1), flat, [own] * ranks, sizes, group=group, async_op=True)
 
-    Row i is rank i's vector in this rank's part of the coordinates.
+
+def gather(part: Tensor, flat: Tensor, group: dist.ProcessGroup | None = None) -> None:
+    """Put all ranks' parts of a vector together in `flat` `[d]`, on every rank.
+
+    One broadcast per rank, straight to its place: the bytes of an all-gather, without gloo's copies of all of them.
     """
-    sent = cut(flat, group)
-    received = torch.empty_like(sent)
-    return received, dist.all_to_all_single(received, sent, group=group, async_op=True)
+    pieces = cut(flat, group)
+    pieces[dist.get_rank(group)].copy_(part)
+    sent = [dist.broadcast(piece, group=group, group_src=rank, async_op=True) for rank, piece in enumerate(pieces)]
+    for work in sent:
+        work.wait()
 
 
-def whole(part: Tensor, length: int, group: dist.ProcessGroup | None = None) -> Tensor:
-    """The flat vector `[length]` of which each rank has a part, as `parts` cuts it."""
-    gathered = part.new_empty(len(part) * dist.get_world_size(group))
-    all_gather(gathered, part, group=group)
-    return gathered[:length]
-
-
-all_gather = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)  # its name before torch 2.13
+def room(flat: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
+    """Memory for everyone's vectors in this rank's part of the coordinates of `flat`, `[N, own]`."""
+    return flat.new_empty(dist.get_world_size(group), len(cut(flat, group)[dist.get_rank(group)]))
 
 
 @dataclass
@@ -109,19 +116,26 @@ class _Step:
     f: int | None
     options: dict[str, Any]
     group: dist.ProcessGroup | None
-    waiting: list[tuple[Tensor, dist.Work, Tensor, Future[Tensor]]] = field(default_factory=list)
+    rooms: dict[tuple[int, int], Tensor] = field(default_factory=dict)  # kept from step to step, by bucket and length
+    waiting: list[tuple[Tensor, Tensor, dist.Work, Future[Tensor]]] = field(default_factory=list)
 
 
 def _hook(step: _Step, bucket: dist.GradBucket) -> Future[Tensor]:
     flat = bucket.buffer()
+    key = (bucket.index(), len(flat))  # DDP cuts its buckets anew after the first step
+    if key not in step.rooms:
+        step.rooms = {old: kept for old, kept in step.rooms.items() if old[0] != key[0]}
+        step.rooms[key] = room(flat, step.group)
+    received = step.rooms[key]
     future: Future[Tensor] = Future() if flat.device.type == "cpu" else Future(devices=[flat.device])
-    step.waiting.append((*parts(flat, step.group), flat, future))
+    step.waiting.append((flat, received, scatter(flat, received, step.group), future))
     if bucket.is_last():
         waiting, step.waiting = step.waiting, []
-        for _, work, _, _ in waiting:
+        for _, _, work, _ in waiting:
             work.wait()
-        received = [part for part, *_ in waiting]
-        combined = sharded.aggregate(received, step.aggregator, step.f, group=step.group, **step.options)
-        for part, (_, _, sent, made) in zip(combined, waiting, strict=True):
-            made.set_result(whole(part, len(sent), step.group))
+        parts = [received for _, received, _, _ in waiting]
+        combined = sharded.aggregate(parts, step.aggregator, step.f, group=step.group, **step.options)
+        for part, (flat, _, _, future) in zip(combined, waiting, strict=True):
+            gather(part, flat, step.group)
+            future.set_result(flat)
     return future

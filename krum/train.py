@@ -50,7 +50,7 @@ class Worker(Simulation):
             options |= {"round": self.round + 1, "coin": self._coin_generators[0].uniform()}
         if self.rule.previous:
             options["previous"] = self._last
-        self._last = parallel.aggregate(gradient, self.rule.name, self.cell.declared_f, **options)
+        self._last = parallel.aggregate_(gradient, self.rule.name, self.cell.declared_f, **options)
         self._descend(self.cell.learning_rate, self._last[None])
         self.round += 1
 
