@@ -21,6 +21,17 @@ wildcard_constraints:
     probe=planning.one_of(PLAN.probes),
 
 
+# On a cluster, only curves and probes are its jobs.
+localrules:
+    data,
+    results,
+    figure,
+    claims,
+    review_claims,
+    scorecard,
+    review_scorecard,
+
+
 rule all:
     default_target: True
     input:

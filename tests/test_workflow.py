@@ -215,3 +215,21 @@ def test_readme_commands_exist():
         assert target in experiments
     for link in re.findall(r"\]\(([\w./-]+)\)", text):
         assert (ROOT / link).exists(), link
+
+
+def test_the_sweep_is_planned_for_slurm_without_a_cluster():
+    command = [
+        "snakemake",
+        "--profile",
+        "profiles/slurm",
+        "--configfile",
+        "profiles/smoke.yaml",
+        "--dry-run",
+        "--forceall",
+    ]
+    environment = {**os.environ, "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])}
+    done = subprocess.run(
+        [*command, "--", "figure4"], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert jobs(done.stdout + done.stderr)["curve"] == 8
