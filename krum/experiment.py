@@ -226,6 +226,7 @@ PROBE_OF_KIND = {
     "colluders": "plane",
     "complexity": "timing",
     "resilience": "resilience",
+    "shards": "exchange",
     "steering": "steering",
 }
 ONLY_OF_KINDS = {

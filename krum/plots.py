@@ -603,6 +603,72 @@ def summary(rows: pd.DataFrame, chosen: Mapping[str, Any]) -> pd.DataFrame:
     )
 
 
+# The shards figure's methods: name, colour, and line in the panel of formulas, where averaging's and Krum's coincide.
+EXCHANGES: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "averaging": ("averaging, all-reduce", STYLES["average"][0], {"linestyle": (0, (1, 2)), "linewidth": 3.5}),
+    "gathered": ("Krum, all gathered", STYLES["krum"][0], {"linewidth": 1.5}),
+    "in-parts": ("Krum, in parts", STYLES["multi-krum"][0], {"linewidth": 1.5}),
+}
+FORMULA = 10**11, np.array([2, 4, 8, 16, 32, 64, 128, 256, 512, 1000])  # parameters, processes
+
+
+def shards(rows: pd.DataFrame, experiment: Mapping[str, Any]) -> Figure:
+    """Seconds and bytes of a round with real processes, and training of a split model."""
+    measured, trained = store.of_measurement(rows, "exchange"), store.of_measurement(rows, "split")
+    figure = Figure(figsize=(16.0, 5.8), layout="constrained")
+    left, middle, right = figure.subplots(1, 3)
+    _seconds_of_a_round(left, measured)
+    _bytes_of_a_round(middle, measured)
+    for slices, label, method in (
+        ("together", "distances added up", "in-parts"),
+        ("apart", "each slice by itself", "gathered"),
+    ):
+        here = trained[trained["slices"] == slices]
+        agreed = here[here["round"] == here["round"].max()]["agreed"].mean()
+        points, colour = _points(here, "round", "test_error"), EXCHANGES[method][1]
+        right.plot(points.index, points["mean"], color=colour, label=f"{label}: same choice in {agreed:.0%}")
+        right.fill_between(points.index, points["low"], points["high"], color=colour, alpha=0.18, linewidth=0)
+    whole = _points(trained[trained["slices"] == "together"], "round", "whole_error")["mean"]
+    right.plot(whole.index, whole, color="#444444", linestyle=(0, (2, 3)), linewidth=2, label="not split")
+    right.set_xlabel("round")
+    right.set_ylabel("cross-validation error")
+    _panel(right, "Krum under attack, neurons split over two processes")
+    return figure
+
+
+def _seconds_of_a_round(axes: Axes, measured: pd.DataFrame) -> None:
+    for place, (ranks, here) in enumerate(measured.groupby("ranks")):
+        for method, (name, colour, _) in EXCHANGES.items():
+            points = _points(here[here["method"] == method], "dimension", "seconds")
+            axes.plot(points.index, points["mean"], color=colour, linestyle=("--", "-", ":")[place % 3],
+                      marker="os^"[place % 3], markersize=5, label=f"{name}, N = {ranks}")  # fmt: skip
+            axes.fill_between(points.index, points["low"], points["high"], color=colour, alpha=0.15, linewidth=0)
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_xlabel("parameters d")
+    axes.set_ylabel("seconds a round, slowest process")
+    _panel(axes, "Time with N gloo processes on one machine", bottom=None)
+
+
+def _bytes_of_a_round(axes: Axes, measured: pd.DataFrame) -> None:
+    from krum.exchange import bytes_sent
+
+    parameters, processes = FORMULA
+    for method, (name, colour, line) in EXCHANGES.items():
+        sent = [bytes_sent(method, int(n), parameters) / n / 1e9 for n in processes]
+        axes.plot(processes, sent, color=colour, label=name, **line)
+        counted = measured[(measured["method"] == method) & (measured["dimension"] == measured["dimension"].max())]
+        scaled = counted["bytes"] / counted["ranks"] / counted["dimension"] * parameters / 1e9
+        found = scaled.groupby(counted["ranks"]).median()
+        axes.plot(found.index, found, color=colour, marker="o", linestyle="", markerfacecolor="white",
+                  label=f"{name}, counted")  # fmt: skip
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_xlabel("processes N")
+    axes.set_ylabel("gigabytes sent by each process")
+    _panel(axes, "Bytes of a round, $10^{11}$ parameters in float32", bottom=None)
+
+
 KINDS: dict[str, Callable[[pd.DataFrame, Mapping[str, Any]], Figure]] = {
     "curves": curves,
     "against": against,
@@ -611,6 +677,7 @@ KINDS: dict[str, Callable[[pd.DataFrame, Mapping[str, Any]], Figure]] = {
     "complexity": complexity,
     "implementations": implementations,
     "resilience": resilience,
+    "shards": shards,
     "steering": steering,
     "sweep": sweep,
     "heat": heat,

@@ -25,12 +25,20 @@ Row = dict[str, Any]
 PROBES: dict[str, Callable[..., list[Row]]] = {}
 ALONE: set[str] = set()  # probes that measure time: nothing else may run beside them
 TRAINING: set[str] = set()  # probes that train a model on `dataset`
+USES: dict[str, tuple[str, ...]] = {}  # what else of this package decides a probe's rows, module by module
 
 
-def probe(function: Callable[..., list[Row]] | None = None, *, alone: bool = False, training: bool = False) -> Callable:
+def probe(
+    function: Callable[..., list[Row]] | None = None,
+    *,
+    alone: bool = False,
+    training: bool = False,
+    uses: tuple[str, ...] = (),
+) -> Callable:
     """Register a function `(seed, *, options) -> rows`.
 
-    `alone` keeps every other job away while it runs; a `training` probe needs the data set that its option names.
+    `alone` keeps every other job away while it runs; a `training` probe needs the data set that its option names;
+    `uses` are the modules, beside those of the rules and of the simulation, that it calls.
     """
 
     def decorate(function: Callable[..., list[Row]]) -> Callable[..., list[Row]]:
@@ -39,6 +47,7 @@ def probe(function: Callable[..., list[Row]] | None = None, *, alone: bool = Fal
             ALONE.add(kebab(function))
         if training:
             TRAINING.add(kebab(function))
+        USES[kebab(function)] = uses
         return function
 
     return decorate if function is None else decorate(function)
@@ -48,6 +57,12 @@ def check(name: str, options: Mapping[str, Any]) -> None:
     """Refuse options that fit each other badly, before anything runs: InputError."""
     chosen = {key: parameter.default for key, parameter in inspect.signature(PROBES[name]).parameters.items()}
     chosen.update(options)
+    if "ranks" in chosen and chosen["ranks"] < 2:
+        raise InputError(f"ranks: found {chosen['ranks']}; give at least 2 processes")
+    if chosen.get("slices", "together") not in ("together", "apart"):
+        raise InputError(f"slices: found {chosen['slices']!r}; give together or apart")
+    if "workers" not in chosen:
+        return
     workers, f = chosen["workers"], chosen.get("byzantine", 1 if name == "steering" else (chosen["workers"] - 3) // 2)
     f = chosen.get("declared_f", f)
     aggregator = lookup(AGGREGATORS, chosen.get("aggregator", "krum"), "aggregator")
@@ -60,6 +75,7 @@ def check(name: str, options: Mapping[str, Any]) -> None:
         raise InputError(f"byzantine: found {f}; give at least 2 colluders")
     if name in TRAINING:
         lookup(DATASETS, chosen["dataset"], "data set")
+    if name == "choices":
         if aggregator.selects is None:
             raise InputError(f"{aggregator.name} does not choose vectors; give a rule that does, such as krum")
 
@@ -288,4 +304,63 @@ def choices(
         }
         for name, counts in counted.items()
         for rank, share in enumerate(counts / counts.sum())
+    ]
+
+
+@probe(alone=True, uses=("exchange", "parallel", "processes", "sharded"))
+def exchange(seed: int, *, ranks: int = 4, dimension: int = 1_000_000) -> list[Row]:
+    """Objection 5: seconds and bytes of a round with real processes, see `krum.exchange`.
+
+    One row per method: `seconds`, the median of seven rounds; `bytes`, what all ranks sent, as the operating system
+    counted, and `formula`; `bytes_over_formula`; and `over_averaging`, `over_gathered`, the seconds over those of the
+    two others. Times differ from run to run.
+    """
+    from krum import exchange, processes
+
+    rows = processes.together(exchange.measure, ranks, dimension)
+    seconds = {row["method"]: row["seconds"] for row in rows}
+    return [
+        {
+            **row,
+            "bytes_over_formula": row["bytes"] / row["formula"],
+            "over_averaging": row["seconds"] / seconds["averaging"],
+            "over_gathered": row["seconds"] / seconds["gathered"],
+        }
+        for row in rows
+    ]
+
+
+@probe(training=True, uses=("processes", "sharded", "split"))
+def split(
+    seed: int,
+    *,
+    ranks: int = 2,
+    dataset: str = "spambase",
+    workers: int = 20,
+    byzantine: int = 6,
+    rounds: int = 500,
+    slices: str = "together",
+) -> list[Row]:
+    """Objection 5: a model split by neurons over processes, trained with Krum under Gaussian attack, see `krum.split`.
+
+    `slices` "together" is the sharded rule, "apart" runs Krum on each slice alone. One row per recorded round:
+    `test_error`; `agreed`, the share of rounds in which all ranks took the same worker; and
+    `whole_error`, that of the same seed's model in one place, and `difference`, how far the two are apart.
+    """
+    from krum import processes, split
+    from krum.simulation import simulate
+
+    trained = (seed, dataset, workers, byzantine, rounds, slices == "apart")
+    rows = processes.together(split.train, ranks, *trained)
+    whole = simulate(split.cell(dataset, workers, byzantine, rounds), seeds=[seed], device="cpu")
+    errors = dict(zip(whole["round"].tolist(), whole["test_error"].tolist(), strict=True))
+    constant = {"ranks": ranks, "dataset": dataset, "workers": workers, "byzantine": byzantine, "slices": slices}
+    return [
+        {
+            **constant,
+            **row,
+            "whole_error": errors[row["round"]],
+            "difference": abs(row["test_error"] - errors[row["round"]]),
+        }
+        for row in rows
     ]

@@ -15,7 +15,7 @@ from pathlib import Path
 from krum.aggregators import AGGREGATORS
 from krum.attacks import ATTACKS
 from krum.experiment import Cell, Probe
-from krum.probes import PROBES, TRAINING
+from krum.probes import PROBES, TRAINING, USES
 
 PACKAGE = Path(__file__).resolve().parent
 ENGINE = ("adversary", "datasets", "deformations", "distances", "gradients", "models", "simulation", "store")
@@ -39,6 +39,7 @@ def probe_digest(probe: Probe) -> str:
     parts = [_module(name) for name in ("aggregation", "aggregators", "distances", "store", "theory")]
     if probe.name in TRAINING:
         parts += [_module(name) for name in (*ENGINE, "attacks")]
+    parts += [_module(name) for name in USES[probe.name]]
     parts.append(_registered("probes", PROBES[probe.name].__name__))
     parts += [f"{name} {number}" for name, number in libraries().items()]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()

@@ -42,7 +42,7 @@ def setting(rows: "pd.DataFrame") -> str:
     for measurement, own in rows.groupby("measurement", sort=False):
         each = own.groupby("cell")["seed"].nunique() if measurement == store.TRAINING else own[["seed"]].nunique()
         seeds, fewest = int(each.max()), int(each.min())
-        name = "" if len(training) == len(rows) or len(training) == 0 else f"{measurement}: "
+        name = "" if len(own) == len(rows) else f"{measurement}: "
         folds = ", each with its own cross-validation fold" if measurement == store.TRAINING else ""
         many = str(seeds) if fewest == seeds else f"{fewest} to {seeds}"
         band = " and 95 % bootstrap band" if seeds > 1 else ""

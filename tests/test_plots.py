@@ -34,6 +34,9 @@ def rows_of(spec, seeds=3):
                 )
     for probe in spec.probes:
         options = {name: 100 if name == "dimension" and value > 1000 else value for name, value in probe.options}
+        if probe.name in ("exchange", "split"):
+            rows += processes(probe)
+            continue
         if probe.name in probes.TRAINING:
             options["rounds"] = 5
         for seed in range(2):
@@ -41,6 +44,17 @@ def rows_of(spec, seeds=3):
                 asked = {name: value for name, value in probe.options if name in row}
                 rows.append({"measurement": probe.name, "seed": seed, **row, **asked})
     return pd.DataFrame(rows)
+
+
+def processes(probe):
+    """Rows as probes that start processes of their own would give them."""
+    options, rng = dict(probe.options), np.random.default_rng(1)
+    if probe.name == "split":
+        each = [{"round": r, **dict.fromkeys(("test_error", "agreed", "whole_error"), rng.uniform())} for r in (0, 25)]
+    else:
+        names = ("averaging", "gathered", "in-parts")
+        each = [{"method": name, "seconds": rng.uniform(), "bytes": 1e6 * rng.uniform()} for name in names]
+    return [{"measurement": probe.name, "seed": seed, **options, **row} for seed in range(2) for row in each]
 
 
 def draw(name):

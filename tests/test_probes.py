@@ -147,6 +147,8 @@ GOOD = {"name": "resilience", "byzantine": 6}
         ({"name": "steering", "byzantine": ..., "aggregator": 3}, "found 3; give a text"),
         ({"name": "choices", "dataset": "spambas"}, "unknown data set 'spambas'; did you mean 'spambase'?"),
         ({"name": "choices", "aggregator": "median"}, "median does not choose vectors"),
+        ({"name": "exchange", "byzantine": ..., "ranks": 1}, "ranks: found 1; give at least 2"),
+        ({"name": "split", "slices": "both"}, "slices: found 'both'; give together or apart"),
         ({"name": "choices", "declared_f": 9}, "found n = 20, f = 9"),
     ],
 )

@@ -18,7 +18,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 import krum
-from krum import experiment, parallel, sharded
+from krum import experiment, parallel, probes, processes, sharded
 from krum.aggregators import AGGREGATORS
 from krum.distances import squared_distances
 from krum.errors import InputError
@@ -142,7 +142,7 @@ def a_flat_gradient_of_any_length_comes_back_whole(rank, groups):
     for length in (1, 3, 4, 5, 1001):
         gradients = torch.from_numpy(np.random.default_rng(length).normal(size=(RANKS, length))).float()
         for name in ("krum", "average", "median", "geometric-median", "centred-clipping"):
-            found = parallel.aggregate(gradients[rank], name, 0)
+            found = parallel.aggregate_(gradients[rank].clone(), name, 0)
             assert torch.allclose(found, krum.aggregate(gradients, name, f=0), rtol=1e-4, atol=1e-5), (name, length)
 
 
@@ -293,3 +293,50 @@ def free_port():
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         return found.getsockname()[1]
+
+
+def test_a_split_model_trains_as_the_whole_one():
+    rows = probes.split(0, rounds=50)
+    assert [row["round"] for row in rows] == [0, 25, 50]
+    assert all(row["difference"] < 0.003 and row["agreed"] == 1 for row in rows)
+    assert rows[-1]["test_error"] < rows[0]["test_error"]
+
+
+def test_slices_alone_do_not_agree():
+    assert probes.split(0, rounds=25, slices="apart")[-1]["agreed"] < 1
+
+
+def test_bytes_on_the_wire_are_those_of_the_formula():
+    rows = {row["method"]: row for row in probes.exchange(0, ranks=3, dimension=1_000_000)}
+    assert set(rows) == {"averaging", "gathered", "in-parts"}
+    for row in rows.values():
+        if np.isfinite(row["bytes"]):  # Linux tells
+            assert row["bytes_over_formula"] == pytest.approx(1, abs=0.05)
+        assert row["seconds"] > 0
+    assert rows["in-parts"]["formula"] < 1.001 * rows["averaging"]["formula"] < rows["gathered"]["formula"]
+
+
+def test_the_readers_own_model_trains_as_the_readme_says(tmp_path):
+    """The README's ten lines, as written, in five processes."""
+    text = (ROOT / "README.md").read_text()
+    _, command, lines = text[: text.index("Every rank is a worker")].rpartition(
+        "    # torchrun --nproc-per-node 5 yours.py\n"
+    )
+    assert command and len(lines.strip().splitlines()) <= 10
+    yours = tmp_path / "yours.py"
+    yours.write_text(textwrap.dedent(lines) + "print('trained')\ntorch.distributed.destroy_process_group()\n")
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "5", str(yours)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(torchrun, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and done.stdout.count("trained") == 5, done.stderr
+
+
+def fails_in_one(_):
+    if dist.get_rank() == 1:
+        raise ValueError("no neurons left")
+    dist.barrier()
+
+
+def test_what_a_process_says_when_it_fails_is_told():
+    with pytest.raises(InputError, match="in 2 processes: ValueError: no neurons left"):
+        processes.together(fails_in_one, 2, None)
