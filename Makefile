@@ -39,8 +39,15 @@ check: $(READY)
 data: $(READY)
 	@snakemake --quiet all -- data/spambase.verified data/mnist.verified
 
-bench: $(READY)
-	@python benchmarks/simulation.py
+# ours beside other packages, which are installed for it with the versions that are there as constraints
+bench: .venv/bench
+	@python -m benchmarks.aggregation
+	@python -m benchmarks.simulation
+
+.venv/bench: requirements-bench.txt $(READY)
+	@$(BIN)/python -m pip freeze > .venv/versions.txt
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet -c .venv/versions.txt -r requirements-bench.txt
+	@touch $@
 
 clean:
 	rm -rf results/*.parquet results/*.json results/curves results/probes results/benchmarks results/smoke

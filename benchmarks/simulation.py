@@ -1,47 +1,25 @@
 """Speed of the simulation: replica-rounds per second, without and with evaluation. Prints a table.
 
-    python benchmarks/simulation.py [--threads 2] [--device cpu] [--repeat 5]
+    python -m benchmarks.simulation [--threads 2] [--device cpu] [--repeat 5]
 
 A replica-round is one synchronous round of one seed: every worker's forward and backward pass, the attack, the rule
 and the step. Cells are measured in turn, `--repeat` times over, and the median is printed, so that a busy moment of
 the machine falls on all alike. "with evaluation" adds one evaluation on the held-out fold every 10 rounds, as in the
 experiments. The limit is the multiply-adds of one forward and backward pass of the honest workers' samples at the
-matrix rate that this machine reaches on a square product of 1024.
+matrix rate that this machine reaches on a square product.
 """
 
 import argparse
 import itertools
-import platform
 import statistics
-import sys
 import time
 from dataclasses import replace
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 
+from benchmarks.machine import describe, matrix_rate, wait
 from krum import datasets, experiment
 from krum.simulation import Simulation, pick_device
-
-
-def wait(device):
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-
-
-def matrix_rate(device):
-    """Multiply-adds per second."""
-    a = torch.randn(1024, 1024, device=device)
-    rates = []
-    for _ in range(20):
-        wait(device)
-        start = time.perf_counter()
-        a @ a
-        wait(device)
-        rates.append(1024**3 / (time.perf_counter() - start))
-    return statistics.median(rates)
 
 
 def rate(simulation, rounds, evaluate):
@@ -71,9 +49,8 @@ def main():
     arguments = parser.parse_args()
     device = pick_device(arguments.device)
     torch.set_num_threads(arguments.threads)
-    where = torch.cuda.get_device_name() if device.type == "cuda" else f"{platform.machine()} CPU"
     peak = matrix_rate(device)
-    print(f"{where}, {arguments.threads} threads, torch {torch.__version__}, {2 * peak / 1e9:.0f} GFLOP/s")
+    print(f"{describe(device)}, {2 * peak / 1e9:.0f} GFLOP/s")
     print(f"median (least - most) of {arguments.repeat} x {arguments.rounds} rounds, 20 workers, batch 3\n")
     cells = [cell for spec in experiment.load_all().values() for cell in spec.cells]
     simulations = {}

@@ -6,11 +6,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from krum import distances
+from krum import distances, selection
 from krum.aggregators import AGGREGATORS, Aggregator
 from krum.errors import InputError
 from krum.registry import lookup
 
+COMBINED = 2**18  # coordinates that are combined at a time, in float64; a cache holds them
 Array = TypeVar("Array", Tensor, np.ndarray)
 
 
@@ -28,8 +29,8 @@ def aggregate(vectors: Array, aggregator: str = "krum", f: int | None = None, **
             default 0), and copies the vectors.
 
     Returns:
-        The aggregate `[d]`, of the same kind, dtype and device, in memory of its own, detached from autograd.
-        Arithmetic is in float64 whatever the dtype, and extra memory does not grow with d.
+        The aggregate `[d]`, of the same kind, dtype and device, in memory of its own, detached from autograd. It is
+        that of float64 arithmetic, whatever the dtype (`krum.selection`), and extra memory does not grow with d.
 
     Raises:
         TypeError: `vectors` is not a floating-point tensor or array.
@@ -56,12 +57,7 @@ def aggregate(vectors: Array, aggregator: str = "krum", f: int | None = None, **
             context = {**context, "chosen": rule.select(squared, f)}
         result = by_coordinates(rule, tensor, f, {**context, **options})
     else:
-        squared = distances.squared_distances(tensor)
-        infinite = ~squared.diagonal().isfinite()
-        refuse_too_many(infinite, f)
-        chosen = rule(squared, f, **context, **options)
-        refuse_weighted(rule, infinite, chosen)
-        result = combine(chosen, tensor)
+        result = combine(_weights(rule, tensor, f, {**context, **options}), tensor)
     return result.numpy() if isinstance(vectors, np.ndarray) else result
 
 
@@ -109,6 +105,19 @@ def weights(gram: Array, aggregator: str = "krum", f: int | None = None, **optio
     return result.numpy() if isinstance(gram, np.ndarray) else result
 
 
+def _weights(rule: Aggregator, vectors: Tensor, f: int, options: dict[str, Any]) -> Tensor:
+    """The weights `[n]` that a Gram rule gives to `vectors [n, d]`."""
+    proven = selection.proven_weights(rule, vectors, f, options)
+    if proven is not None:
+        return proven
+    squared = distances.squared_distances(vectors)
+    infinite = ~squared.diagonal().isfinite()
+    refuse_too_many(infinite, f)
+    chosen = rule(squared, f, **options)
+    refuse_weighted(rule, infinite, chosen)
+    return chosen
+
+
 def checked(
     aggregator: str, n: int, f: int | None, options: dict[str, Any]
 ) -> tuple[Aggregator, dict[str, Any], dict[str, Any], int]:
@@ -121,15 +130,18 @@ def checked(
 
 def combine(weights: Tensor, vectors: Tensor) -> Tensor:
     """`sum_i weights_i V_i` over `vectors [n, d]`; a vector of weight 0 is not touched, so its NaN does no harm."""
-    used = weights.nonzero().squeeze(-1)
+    used = weights.nonzero().squeeze(-1).tolist()
     if len(used) == 1 and weights[used[0]] == 1:
         return vectors[used[0]].clone()
-    result = torch.empty_like(vectors[0])
-    columns = max(1, distances.BLOCK // len(used))
-    for start in range(0, vectors.shape[1], columns):
-        block = vectors[:, start : start + columns]
-        block = block if len(used) == len(vectors) else block[used]
-        result[start : start + columns] = weights[used] @ block.double()
+    result, factors = torch.empty_like(vectors[0]), weights.tolist()
+    columns = min(COMBINED, len(result))
+    total = torch.empty(columns, dtype=torch.float64, device=vectors.device)
+    one = torch.empty_like(total)
+    for start in range(0, len(result), columns):
+        total, one = total[: len(result) - start].zero_(), one[: len(result) - start]
+        for row in used:
+            total.add_(one.copy_(vectors[row, start : start + columns]), alpha=factors[row])
+        result[start : start + columns] = total
     return result
 
 

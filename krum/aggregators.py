@@ -27,7 +27,7 @@ imported here, so that experiments can be validated and planned without it.
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -58,7 +58,7 @@ class Aggregator:
     select: Callable[["Tensor", int], "Tensor"] | None = None  # of a vector rule: (squared distances, f) -> chosen
     previous: bool = False  # a Gram rule whose geometry ends with the last round's aggregate
 
-    @property
+    @cached_property
     def needs(self) -> tuple[str, ...]:
         """What the function takes beside the geometry and its options: some of CONTEXT."""
         return tuple(name for name in inspect.signature(self.function).parameters if name in CONTEXT)

@@ -22,7 +22,7 @@ def squared_distances(vectors: Tensor) -> Tensor:
     n, d = vectors.shape
     columns = max(1, min(d, BLOCK // n))
     gram = torch.zeros(n, n, dtype=torch.float64, device=vectors.device)
-    reference = _central_row(vectors[:, :columns])
+    reference = central_row(vectors[:, :columns])
     block = torch.empty(n, columns, dtype=torch.float64, device=vectors.device)
     for start in range(0, d, columns):
         block = block[:, : d - start].copy_(vectors[:, start : start + columns])
@@ -40,6 +40,28 @@ def squared_distances(vectors: Tensor) -> Tensor:
         twin = (distances == 0).byte().argmax(-1)
         distances = distances[twin][:, twin]
     return _put_at_infinity(distances, ~finite)
+
+
+def rows_of_squared_distances(vectors: Tensor, rows: Tensor) -> Tensor:
+    """`||V_i - V_j||^2` for some rows i and all j of finite `vectors [n, d]`, as exact as all: float64 [rows, n]."""
+    n, d = vectors.shape
+    columns = max(1, min(d, 8 * BLOCK // n))
+    block = torch.empty(n, columns, dtype=torch.float64, device=vectors.device)
+    products = torch.zeros(len(rows), n, dtype=torch.float64, device=vectors.device)
+    norms = torch.zeros(n, dtype=torch.float64, device=vectors.device)
+    for start in range(0, d, columns):
+        block = block[:, : d - start].copy_(vectors[:, start : start + columns])
+        products.addmm_(block[rows], block.mT)
+        norms += torch.linalg.vector_norm(block, dim=-1).square_()
+    both = norms[rows, None] + norms
+    distances = (both - 2 * products).clamp_(min=0)
+    distances[torch.arange(len(rows)), rows] = torch.inf  # from itself; not to be computed again
+    untrusted = (distances <= CANCELLATION * both).nonzero()
+    distances[torch.arange(len(rows)), rows] = 0
+    if len(untrusted):
+        pairs = torch.stack([rows[untrusted[:, 0]], untrusted[:, 1]], -1)
+        distances[untrusted[:, 0], untrusted[:, 1]] = _by_differences(vectors, pairs)
+    return distances
 
 
 def from_gram(gram: Tensor) -> Tensor:
@@ -73,7 +95,7 @@ def _finite(vectors: Tensor, norms: Tensor) -> Tensor:
     return finite
 
 
-def _central_row(vectors: Tensor) -> Tensor:
+def central_row(vectors: Tensor) -> Tensor:
     """The index of a vector amid the others, to measure from; a poor choice costs time, never exactness."""
     sample = vectors[:, :: max(1, vectors.shape[1] // 32)].double()
     distances = torch.cdist(sample, sample, compute_mode="donot_use_mm_for_euclid_dist")

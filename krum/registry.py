@@ -3,6 +3,7 @@
 import inspect
 import math
 from collections.abc import Callable, Mapping
+from functools import cache
 from numbers import Integral, Real
 from typing import Any, TypeVar
 
@@ -29,11 +30,7 @@ def check_options(name: str, function: Callable, options: Mapping[str, Any]) -> 
     Options are the keyword-only parameters of the function. Every number among them is positive and finite
     (or zero where the default is zero); a list is a list of positive integers.
     """
-    parameters = {
-        key: parameter
-        for key, parameter in inspect.signature(function).parameters.items()
-        if parameter.kind is inspect.Parameter.KEYWORD_ONLY
-    }
+    parameters = _options_of(function)
     for key, value in options.items():
         if key not in parameters:
             raise InputError(f"{name}: {unknown('option', key, parameters)}")
@@ -41,6 +38,12 @@ def check_options(name: str, function: Callable, options: Mapping[str, Any]) -> 
     for key, parameter in parameters.items():
         if parameter.default is inspect.Parameter.empty and key not in options:
             raise InputError(f"{name}: option {key} is missing")
+
+
+@cache
+def _options_of(function: Callable) -> dict[str, inspect.Parameter]:
+    parameters = inspect.signature(function).parameters.items()
+    return {key: parameter for key, parameter in parameters if parameter.kind is inspect.Parameter.KEYWORD_ONLY}
 
 
 def _check_value(where: str, parameter: inspect.Parameter, value: Any) -> None:
