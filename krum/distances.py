@@ -55,9 +55,10 @@ def rows_of_squared_distances(vectors: Tensor, rows: Tensor) -> Tensor:
         norms += torch.linalg.vector_norm(block, dim=-1).square_()
     both = norms[rows, None] + norms
     distances = (both - 2 * products).clamp_(min=0)
-    distances[torch.arange(len(rows)), rows] = torch.inf  # from itself; not to be computed again
+    own = torch.arange(len(rows), device=rows.device), rows
+    distances[own] = torch.inf  # not to be computed again
     untrusted = (distances <= CANCELLATION * both).nonzero()
-    distances[torch.arange(len(rows)), rows] = 0
+    distances[own] = 0
     if len(untrusted):
         pairs = torch.stack([rows[untrusted[:, 0]], untrusted[:, 1]], -1)
         distances[untrusted[:, 0], untrusted[:, 1]] = _by_differences(vectors, pairs)

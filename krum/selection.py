@@ -30,7 +30,7 @@ def proven_weights(rule: Aggregator, vectors: Tensor, f: int, options: dict[str,
     """The weights `[n]`, float64, that a selection rule gives to `vectors [n, d]`; None where they are not proven."""
     n = len(vectors)
     fits = vectors.dtype in (torch.float32, torch.float16, torch.bfloat16) and vectors.numel() >= WORTH
-    if rule.selects is None or not fits or torch.get_float32_matmul_precision() != "highest":
+    if rule.selects is None or not fits or not _products_are_float32():
         return None
     bounds = distance_bounds(vectors)
     if bounds is None:
@@ -52,6 +52,14 @@ def proven_weights(rule: Aggregator, vectors: Tensor, f: int, options: dict[str,
         ends[rows] = exact * factor
         ends[:, rows] = exact.mT * factor
     return _decided(rule, lower, upper, m, f, options)
+
+
+def _products_are_float32() -> bool:
+    """torch has not been told to round float32 further in matrix products, to TF32 or bfloat16."""
+    try:
+        return torch.get_float32_matmul_precision() == "highest"
+    except RuntimeError:  # told so by backend, which one precision does not describe
+        return False
 
 
 def _decided(rule: Aggregator, lower: Tensor, upper: Tensor, m: int, f: int, options: dict[str, Any]) -> Tensor | None:

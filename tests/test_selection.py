@@ -1,5 +1,8 @@
 """What float32 products prove: bounds that hold, and choices that are those of float64, or none at all."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -127,9 +130,21 @@ def test_rows_are_those_of_all_distances():
 
 
 def test_a_faster_float32_proves_nothing():
-    """Where torch may round products further, its bound does not hold."""
-    torch.set_float32_matmul_precision("medium")
-    try:
-        assert selection.proven_weights(AGGREGATORS["krum"], gaussian(), F, {}) is None
-    finally:
-        torch.set_float32_matmul_precision("highest")
+    """Where torch may round products further, the bound does not hold; also where only one backend may."""
+    script = """if True:
+        import sys, torch, krum
+        from krum import selection
+        from krum.aggregators import AGGREGATORS
+        vectors = torch.randn(11, 30_000)
+        proven = lambda: selection.proven_weights(AGGREGATORS["krum"], vectors, 2, {})
+        assert proven() is not None
+        exec(sys.argv[1])
+        assert proven() is None
+        krum.aggregate(vectors, "krum", f=2)
+    """
+    for switch in (
+        "torch.set_float32_matmul_precision('medium')",
+        "torch.backends.mkldnn.matmul.fp32_precision = 'bf16'",
+    ):
+        done = subprocess.run([sys.executable, "-c", script, switch], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
