@@ -134,7 +134,7 @@ def combine(weights: Tensor, vectors: Tensor) -> Tensor:
     if len(used) == 1 and weights[used[0]] == 1:
         return vectors[used[0]].clone()
     result, factors = torch.empty_like(vectors[0]), weights.tolist()
-    columns = min(COMBINED, len(result))
+    columns = max(1, min(COMBINED, len(result)))
     total = torch.empty(columns, dtype=torch.float64, device=vectors.device)
     one = torch.empty_like(total)
     for start in range(0, len(result), columns):
