@@ -4,12 +4,13 @@
 
 Each implementation gets the same float32 matrix `[n, d]` and its turn in every repetition, so that a busy moment of the
 machine falls on all alike. The limit is the larger of two times: reading the n d numbers once at the measured
-bandwidth, and n^2 d multiply-adds at the measured float32 rate. One that takes longer than `--patience` seconds runs
-once.
+bandwidth, and n^2 d multiply-adds at the measured float32 rate. One that has taken `--patience` seconds at a size runs
+there no more.
 """
 
 import argparse
 import importlib.util
+import statistics
 from functools import partial
 
 import pandas as pd
@@ -36,7 +37,7 @@ def installed():
 
 
 def measure(device, sizes, repeat, patience):
-    """One row per size, rule, form and implementation."""
+    """One row per size, rule and implementation: the median seconds, and the limit."""
     read, products = machine.bandwidth(device), machine.matrix_rate(device)
     peers = {k: v for k, v in installed().items() if device.type == "cpu" or k not in CPU_ONLY}
     rows = []
@@ -54,11 +55,8 @@ def measure(device, sizes, repeat, patience):
                     if turn or took > patience:
                         own.append(took)
             for name, own in times.items():
-                median, least, most = machine.spread(own)
-                rows.append(
-                    {"n": n, "d": d, "rule": rule, "implementation": name, "seconds": median}
-                    | {"least": least, "most": most, "runs": len(own), "limit": limit(n, d, read, products)}
-                )
+                median, least = statistics.median(own), limit(n, d, read, products)
+                rows.append({"n": n, "d": d, "rule": rule, "implementation": name, "seconds": median, "limit": least})
     return pd.DataFrame(rows), read, products
 
 

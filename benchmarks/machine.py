@@ -2,7 +2,6 @@
 
 import os
 import platform
-import statistics
 import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -40,11 +39,6 @@ def bandwidth(device, numbers=10**8):
     """Bytes per second of reading float32 numbers from memory, a sum over 400 MB: the best of several."""
     a = torch.ones(numbers, device=device)
     return 4 * numbers / min(seconds(a.sum, device))
-
-
-def spread(times):
-    """Median, least and most."""
-    return statistics.median(times), min(times), max(times)
 
 
 def describe(device, packages=()):

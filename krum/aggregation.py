@@ -110,7 +110,11 @@ def _weights(rule: Aggregator, vectors: Tensor, f: int, options: dict[str, Any])
     proven = selection.proven_weights(rule, vectors, f, options)
     if proven is not None:
         return proven
-    squared = distances.squared_distances(vectors)
+    return weigh(rule, distances.squared_distances(vectors), f, options)
+
+
+def weigh(rule: Aggregator, squared: Tensor, f: int, options: dict[str, Any]) -> Tensor:
+    """The weights `[n]` that a Gram rule gives to n vectors at squared distances `[n, n]`. Raises InputError."""
     infinite = ~squared.diagonal().isfinite()
     refuse_too_many(infinite, f)
     chosen = rule(squared, f, **options)

@@ -36,7 +36,7 @@ def code_digest(cell: Cell) -> str:
 
 def probe_digest(probe: Probe) -> str:
     """sha256 over the code and the library versions that decide the probe's rows."""
-    parts = [_module(name) for name in ("aggregation", "aggregators", "distances", "store", "theory")]
+    parts = [_module(name) for name in ("aggregation", "aggregators", "distances", "selection", "store", "theory")]
     if probe.name in TRAINING:
         parts += [_module(name) for name in (*ENGINE, "attacks")]
     parts += [_module(name) for name in USES[probe.name]]

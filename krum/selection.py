@@ -28,21 +28,18 @@ ROUNDING = 1e-11  # of float64, relative, and to spare
 
 def proven_weights(rule: Aggregator, vectors: Tensor, f: int, options: dict[str, Any]) -> Tensor | None:
     """The weights `[n]`, float64, that a selection rule gives to `vectors [n, d]`; None where they are not proven."""
-    n = len(vectors)
+    n, m = len(vectors), None if rule.selects is None else rule.chosen(len(vectors), f, options)
     fits = vectors.dtype in (torch.float32, torch.float16, torch.bfloat16) and vectors.numel() >= WORTH
-    if rule.selects is None or not fits or not _products_are_float32():
+    if m is None or m == n or not fits or not _products_are_float32():
         return None
     bounds = distance_bounds(vectors)
     if bounds is None:
         return None
     lower, upper = bounds
-    m = rule.chosen(n, f, options)
-    if m == n:
-        return None
-    weights = _decided(rule, lower, upper, m, f, options)
+    low, high = rule.scores(lower, f, **options), rule.scores(upper, f, **options)
+    weights = _decided(low, high, m)
     if weights is not None:
         return weights
-    low, high = rule.scores(lower, f, **options), rule.scores(upper, f, **options)
     doubtful = (low <= high.sort().values[m - 1]) & (high >= low.sort().values[m])
     rows = doubtful.nonzero().squeeze(-1)
     if len(rows) > n / 3:
@@ -51,7 +48,7 @@ def proven_weights(rule: Aggregator, vectors: Tensor, f: int, options: dict[str,
     for ends, factor in ((lower, 1 - ROUNDING), (upper, 1 + ROUNDING)):
         ends[rows] = exact * factor
         ends[:, rows] = exact.mT * factor
-    return _decided(rule, lower, upper, m, f, options)
+    return _decided(rule.scores(lower, f, **options), rule.scores(upper, f, **options), m)
 
 
 def _products_are_float32() -> bool:
@@ -62,9 +59,8 @@ def _products_are_float32() -> bool:
         return False
 
 
-def _decided(rule: Aggregator, lower: Tensor, upper: Tensor, m: int, f: int, options: dict[str, Any]) -> Tensor | None:
-    """The weights, if m vectors' scores certainly are below all others'."""
-    low, high = rule.scores(lower, f, **options), rule.scores(upper, f, **options)
+def _decided(low: Tensor, high: Tensor, m: int) -> Tensor | None:
+    """The weights, if m vectors' scores, between `low` and `high`, certainly are below all others'."""
     taken = high.sort().indices[:m]
     others = torch.ones(len(low), dtype=torch.bool, device=low.device).index_fill_(0, taken, False)
     if not bool(high[taken].max() < low[others].min()):
@@ -114,8 +110,8 @@ def _cut(n: int, d: int) -> tuple[int, int, int]:
     The more coordinates, the closer scores of independent vectors lie together, by `1 / sqrt(d)`: shorter chunks tell
     them apart, longer ones are faster.
     """
-    least, most = (1024, 1024) if n > 300 else (64, 1024)
-    chunk = min(d, max(least, min(most, 2 ** int(math.log2(LENGTH / d**0.5)))))
+    least = 1024 if n > 300 else 64
+    chunk = min(d, max(least, min(1024, 2 ** int(math.log2(LENGTH / d**0.5)))))
     side_by_side = max(4, min(4096, SUMS // n**2))
     rounds = -(-d // (side_by_side * chunk))
     if chunk**2 * rounds > d:  # few long chunks: cut all alike, or much would be left over

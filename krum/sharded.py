@@ -117,12 +117,7 @@ def _own_distances(local: list[Tensor]) -> Tensor:
 def _weights(
     rule: Aggregator, rows: list[Tensor], f: int, options: dict[str, Any], group: dist.ProcessGroup | None
 ) -> Tensor:
-    squared = _summed(_own_distances(rows), group)
-    infinite = ~squared.diagonal().isfinite()
-    aggregation.refuse_too_many(infinite, f)
-    chosen = rule(squared, f, **options)
-    aggregation.refuse_weighted(rule, infinite, chosen)
-    return chosen
+    return aggregation.weigh(rule, _summed(_own_distances(rows), group), f, options)
 
 
 def _summed(own: Tensor, group: dist.ProcessGroup | None) -> Tensor:

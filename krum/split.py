@@ -95,7 +95,7 @@ class Split(Simulation):
         return whole
 
 
-def cell(dataset: str = "spambase", workers: int = 20, byzantine: int = 6, rounds: int = 500) -> Cell:
+def cell(dataset: str, workers: int, byzantine: int, rounds: int) -> Cell:
     """What is trained here: Krum, declared f as many as there are Gaussian attackers."""
     options = {"dataset": dataset, "workers": workers, "rounds": rounds}
     calm = experiment.one_cell({**options, "aggregator": "krum", "declared_f": byzantine})

@@ -100,7 +100,6 @@ def test_few_that_overlap_are_computed_again():
     vectors[6] = vectors[3]
     vectors[6, :50] *= 1 + 1e-5
     rule = AGGREGATORS["medoid"]
-    scores = rule.scores(exactly(vectors))
     vectors[[3, 6]] *= 0.9  # the two most central
     scores = rule.scores(exactly(vectors))
     assert set(scores.argsort()[:2].tolist()) == {3, 6}
