@@ -1,5 +1,6 @@
 """`krum.aggregate` and `krum.weights`: any rule on the caller's own gradients or inner products."""
 
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -7,7 +8,9 @@ import torch
 from torch import Tensor
 
 from krum import distances, selection
+from krum import vectors as forms
 from krum.aggregators import AGGREGATORS, Aggregator
+from krum.distances import Part
 from krum.errors import InputError
 from krum.registry import lookup
 
@@ -16,24 +19,27 @@ Array = TypeVar("Array", Tensor, np.ndarray)
 
 
 @torch.no_grad()
-def aggregate(vectors: Array, aggregator: str = "krum", f: int | None = None, **options: Any) -> Array:
+def aggregate(vectors: Any, aggregator: str = "krum", f: int | None = None, **options: Any) -> Any:
     """Aggregate n vectors by a rule of `krum.AGGREGATORS`.
 
     Args:
-        vectors: `[n, d]`, one gradient per row; a torch tensor or a numpy array of any floating dtype. Never changed.
+        vectors: `[n, d]`, one gradient per row, as a torch tensor or a numpy array of any floating dtype; or a list of
+            n tensors or arrays of any one shape; or a list of n models' gradients, each a list or a dict of them.
+            They are read in place, neither joined nor changed.
         aggregator: the rule's name, such as "krum", "multi-krum" or "median".
         f: how many of the n vectors may be Byzantine; Krum and Multi-Krum need `2f + 2 < n` (Blanchard et al., 2017,
             Proposition 1). Rules that do not use it take it for the check of their guarantee.
         options: the rule's own, such as `m` for "multi-krum"; "1-p-krum" needs `round` (from 1) and `coin` (a number
-            drawn from [0, 1) in each round); "centred-clipping" takes `previous`, the last round's aggregate [d] (by
-            default 0), and copies the vectors.
+            drawn from [0, 1) in each round); "centred-clipping" takes `previous`, the last round's aggregate, in the
+            form of the result (by default 0).
 
     Returns:
-        The aggregate `[d]`, of the same kind, dtype and device, in memory of its own, detached from autograd. It is
-        that of float64 arithmetic, whatever the dtype (`krum.selection`), and extra memory does not grow with d.
+        The aggregate: a row `[d]`, or what one element of the list is; of the same kind, dtype and device, in memory
+        of its own, detached from autograd. It is that of float64 arithmetic, whatever the dtype (`krum.selection`),
+        and beside the result no memory grows with d.
 
     Raises:
-        TypeError: `vectors` is not a floating-point tensor or array.
+        TypeError: `vectors` holds what is not a floating-point tensor or array.
         InputError (a ValueError): unknown rule or option, wrong shape, too few vectors for f, or more than f
             vectors with a NaN or an infinity. Up to f of them count as infinitely far away; a rule that would give
             them weight all the same, such as "average", is refused.
@@ -43,22 +49,21 @@ def aggregate(vectors: Array, aggregator: str = "krum", f: int | None = None, **
     >>> aggregate(np.vstack([honest, [[1e9, np.nan]]]), "krum", f=1)
     array([1., 2.])
     """
-    tensor = _as_tensor(vectors, "vectors")
-    if tensor.ndim != 2 or 0 in tensor.shape:
-        raise InputError(f"vectors: found shape {tuple(tensor.shape)}; give [n, d], one vector a row")
+    given = forms.read(vectors)
     previous = options.pop("previous", None) if lookup(AGGREGATORS, aggregator, "aggregator").previous else None
-    rule, context, options, f = checked(aggregator, len(tensor), f, options)
+    rule, context, options, f = checked(aggregator, given.n, f, options)
     if rule.previous:
-        tensor = torch.cat([tensor, _previous(previous, tensor)])
+        given = given.and_last(previous)
     if rule.sees == "vectors":
         if rule.select is not None:
-            squared = distances.squared_distances(tensor)
+            squared = distances.of_parts(given.parts)
             refuse_too_many(~squared.diagonal().isfinite(), f)
             context = {**context, "chosen": rule.select(squared, f)}
-        result = by_coordinates(rule, tensor, f, {**context, **options})
+        result = by_coordinates(rule, given.parts, f, {**context, **options})
     else:
-        result = combine(_weights(rule, tensor, f, {**context, **options}), tensor)
-    return result.numpy() if isinstance(vectors, np.ndarray) else result
+        chosen = _weights(rule, given.parts, f, {**context, **options})
+        result = [combine(chosen, part) for part in given.parts]
+    return given.like_given(result)
 
 
 @torch.no_grad()
@@ -81,7 +86,7 @@ def weights(gram: Array, aggregator: str = "krum", f: int | None = None, **optio
     >>> weights(vectors @ vectors.T, "krum", f=1)
     array([0., 1., 0., 0., 0.])
     """
-    tensor = _as_tensor(gram, "gram")
+    tensor = forms.as_tensor(gram, "gram")
     if tensor.ndim < 2 or tensor.shape[-1] != tensor.shape[-2] or tensor.shape[-1] == 0:
         raise InputError(f"gram: found shape {tuple(tensor.shape)}; give [..., n, n], the inner products of n vectors")
     rule = lookup(AGGREGATORS, aggregator, "aggregator")
@@ -105,17 +110,21 @@ def weights(gram: Array, aggregator: str = "krum", f: int | None = None, **optio
     return result.numpy() if isinstance(gram, np.ndarray) else result
 
 
-def _weights(rule: Aggregator, vectors: Tensor, f: int, options: dict[str, Any]) -> Tensor:
-    """The weights `[n]` that a Gram rule gives to `vectors [n, d]`."""
-    proven = selection.proven_weights(rule, vectors, f, options)
+def _weights(rule: Aggregator, parts: Sequence[Part], f: int, options: dict[str, Any]) -> Tensor:
+    """The weights `[n]` that a Gram rule gives to n vectors in parts."""
+    if rule.fixed_weights:
+        return weigh(rule, distances.only_finiteness(parts), f, options)
+    proven = selection.proven_weights(rule, parts, f, options)
     if proven is not None:
         return proven
-    return weigh(rule, distances.squared_distances(vectors), f, options)
+    return weigh(rule, distances.of_parts(parts), f, options)
 
 
 def weigh(rule: Aggregator, squared: Tensor, f: int, options: dict[str, Any]) -> Tensor:
     """The weights `[n]` that a Gram rule gives to n vectors at squared distances `[n, n]`. Raises InputError."""
     infinite = ~squared.diagonal().isfinite()
+    if not bool(infinite.any()):
+        return rule(squared, f, **options)
     refuse_too_many(infinite, f)
     chosen = rule(squared, f, **options)
     refuse_weighted(rule, infinite, chosen)
@@ -132,58 +141,42 @@ def checked(
     return rule, context, options, 0 if f is None else f
 
 
-def combine(weights: Tensor, vectors: Tensor) -> Tensor:
-    """`sum_i weights_i V_i` over `vectors [n, d]`; a vector of weight 0 is not touched, so its NaN does no harm."""
-    used = weights.nonzero().squeeze(-1).tolist()
-    if len(used) == 1 and weights[used[0]] == 1:
-        return vectors[used[0]].clone()
-    result, factors = torch.empty_like(vectors[0]), weights.tolist()
+def combine(weights: Tensor, part: Part) -> Tensor:
+    """`sum_i weights_i V_i` of n vectors; a vector of weight 0 is not touched, so its NaN does no harm."""
+    from krum import kernels
+
+    factors = weights.tolist()
+    used = [row for row, factor in enumerate(factors) if factor]
+    if len(used) == 1 and factors[used[0]] == 1:
+        return part[used[0]].clone()
+    result = torch.empty_like(part[0])
+    if result.dtype in (torch.float32, torch.float64) and kernels.fit([part]):
+        kernels.weighted_sum(factors, part, result)
+        return result
     columns = max(1, min(COMBINED, len(result)))
-    total = torch.empty(columns, dtype=torch.float64, device=vectors.device)
+    total = torch.empty(columns, dtype=torch.float64, device=result.device)
     one = torch.empty_like(total)
     for start in range(0, len(result), columns):
         total, one = total[: len(result) - start].zero_(), one[: len(result) - start]
         for row in used:
-            total.add_(one.copy_(vectors[row, start : start + columns]), alpha=factors[row])
+            total.add_(one.copy_(part[row][start : start + columns]), alpha=factors[row])
         result[start : start + columns] = total
     return result
 
 
-def by_coordinates(rule: Aggregator, vectors: Tensor, f: int, options: dict[str, Any]) -> Tensor:
-    """What a vector rule makes of `vectors [n, d]`, a block of coordinates at a time."""
-    finite = torch.ones(len(vectors), dtype=torch.bool, device=vectors.device)
-    result = torch.empty_like(vectors[0])
-    columns = max(1, distances.BLOCK // len(vectors))
-    for start in range(0, vectors.shape[1], columns):
-        block = vectors[:, start : start + columns].double()
-        finite &= block.isfinite().all(-1)
-        result[start : start + columns] = rule(block, f, **options)
+def by_coordinates(rule: Aggregator, parts: Sequence[Part], f: int, options: dict[str, Any]) -> list[Tensor]:
+    """What a vector rule makes of n vectors, part by part and a block of coordinates at a time."""
+    n = len(parts[0])
+    finite = torch.ones(n, dtype=torch.bool, device=parts[0][0].device)
+    results = [torch.empty_like(part[0]) for part in parts]
+    columns = max(1, distances.BLOCK // n)
+    for part, result in zip(parts, results, strict=True):
+        for start in range(0, len(result), columns):
+            block = distances.float64_block(part, start, start + columns)
+            finite &= block.isfinite().all(-1)
+            result[start : start + columns] = rule(block, f, **options)
     refuse_too_many(~finite, f)
-    return result
-
-
-def _previous(given: Any, vectors: Tensor) -> Tensor:
-    """The last round's aggregate as a row, zero where there is none."""
-    if given is None:
-        return vectors.new_zeros((1, vectors.shape[1]))
-    previous = _as_tensor(given, "previous")
-    if previous.shape != vectors.shape[1:] or not bool(previous.isfinite().all()):
-        raise InputError(f"previous: found shape {tuple(previous.shape)}; give the last aggregate, [d] finite numbers")
-    return previous[None].to(vectors)
-
-
-def _as_tensor(array: Tensor | np.ndarray, what: str) -> Tensor:
-    if isinstance(array, np.ndarray):
-        if array.dtype not in (np.float16, np.float32, np.float64):
-            raise TypeError(f"{what}: found a numpy array of {array.dtype}; give float16, float32 or float64")
-        if not array.flags.writeable or any(stride < 0 for stride in array.strides):
-            array = array.copy()  # torch cannot share such memory
-        return torch.from_numpy(array)
-    if not isinstance(array, Tensor):
-        raise TypeError(f"{what}: found {type(array).__name__}; give a torch tensor or a numpy array")
-    if not array.is_floating_point():
-        raise TypeError(f"{what}: found a tensor of {array.dtype}; give a floating dtype")
-    return array.detach()
+    return results
 
 
 def refuse_weighted(rule: Aggregator, infinite: Tensor, weights: Tensor) -> None:

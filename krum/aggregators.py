@@ -311,6 +311,11 @@ def nnm_krum(squared_distances: "Tensor", f: int) -> "Tensor":
     chosen = nearest.sort(dim=-1, stable=True).indices[..., : n - f]
     mixing = nearest.new_zeros(nearest.shape).scatter_(-1, chosen, 1 / (n - f))
     mixed = mixing @ squared_distances.masked_fill(~squared_distances.isfinite(), 0.0) @ mixing.mT
+    # Vectors with the same neighbours have the same mean: the first of them stands for all, or rounding would tell
+    # them apart and decide ties.
+    chooses = mixing.sign()
+    twin = (chooses @ chooses.mT == n - f).byte().argmax(-1)
+    mixed = mixed.take_along_dim(twin[..., None], -2).take_along_dim(twin[..., None, :], -1)
     between = distances.from_gram(mixed.masked_fill(infinite[..., None], float("inf")) / -2)
     winner = _indicator(krum(between, f), 1, between)
     return (winner[..., None] * mixing).sum(-2)

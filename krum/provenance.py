@@ -19,6 +19,7 @@ from krum.probes import PROBES, TRAINING, USES
 
 PACKAGE = Path(__file__).resolve().parent
 ENGINE = ("adversary", "datasets", "deformations", "distances", "gradients", "models", "simulation", "store")
+AGGREGATION = ("aggregation", "aggregators", "distances", "kernels", "selection", "store", "theory", "vectors")
 LIBRARIES = ("numpy", "pyarrow", "scikit-learn", "torch")
 # Read when the code is, so that an edit while this process works does not pass for what it computes.
 SOURCES = {path.stem: path.read_text(encoding="utf-8") for path in PACKAGE.glob("*.py")}
@@ -36,7 +37,10 @@ def code_digest(cell: Cell) -> str:
 
 def probe_digest(probe: Probe) -> str:
     """sha256 over the code and the library versions that decide the probe's rows."""
-    parts = [_module(name) for name in ("aggregation", "aggregators", "distances", "selection", "store", "theory")]
+    parts = [
+        _module(name)
+        for name in ("aggregation", "aggregators", "distances", "kernels", "selection", "store", "theory", "vectors")
+    ]
     if probe.name in TRAINING:
         parts += [_module(name) for name in (*ENGINE, "attacks")]
     parts += [_module(name) for name in USES[probe.name]]

@@ -65,7 +65,7 @@ def aggregate(
             squared = _summed(_own_distances(local), group)
             aggregation.refuse_too_many(~squared.diagonal().isfinite(), f)
             context = {**context, "chosen": rule.select(squared, f)}
-        parts = [aggregation.by_coordinates(rule, part.flatten(1), f, {**context, **options}) for part in local]
+        parts = aggregation.by_coordinates(rule, [part.flatten(1) for part in local], f, {**context, **options})
     else:
         rows = local if previous is None else _with_previous(local, previous)
         chosen = _weights(rule, rows, f, {**context, **options}, group)
@@ -106,12 +106,11 @@ def squared_distances(slices: Slices, *, group: dist.ProcessGroup | None = None)
 
 
 def _own_distances(local: list[Tensor]) -> Tensor:
-    n = len(local[0])
-    total = torch.zeros(n, n, dtype=torch.float64, device=local[0].device)
-    for part in local:
-        if part.numel():
-            total += distances.squared_distances(part.flatten(1))
-    return total
+    held = [part.flatten(1) for part in local if part.numel()]
+    if not held:
+        n = len(local[0])
+        return torch.zeros(n, n, dtype=torch.float64, device=local[0].device)
+    return distances.of_parts(held)
 
 
 def _weights(

@@ -426,7 +426,22 @@ def test_figure_2_barycentre_is_defeated_and_krum_is_not():
         (lambda v: krum.aggregate(v[:, :0], "krum", f=2), krum.InputError, r"shape \(13, 0\)"),
         (lambda v: krum.aggregate(v.astype(int), "krum", f=2), TypeError, "int64"),
         (lambda v: krum.aggregate(torch.ones(9, 9, dtype=torch.int32), "krum", f=2), TypeError, "int32"),
-        (lambda v: krum.aggregate(v.tolist(), "krum", f=2), TypeError, "found list"),
+        (lambda v: krum.aggregate(v.tolist(), "krum", f=2), TypeError, r"vectors\[0\]\[0\]: found float"),
+        (lambda v: krum.aggregate("gradients", "krum", f=2), TypeError, "found str"),
+        (lambda v: krum.aggregate([], "krum", f=2), krum.InputError, "empty list"),
+        (lambda v: krum.aggregate([[]] * 13, "krum", f=2), krum.InputError, "no numbers"),
+        (lambda v: krum.aggregate([v[:, 0], *v[1:]], "krum", f=2), krum.InputError, r"vectors\[1\]: found 1 tensors"),
+        (lambda v: krum.aggregate([[a] for a in v[:12]] + [[v[0], v[0]]], "krum", f=2), krum.InputError, r"s\[12\]"),
+        (
+            lambda v: krum.aggregate([{"a": a} for a in v[:12]] + [{"b": v[0]}], "krum", f=2),
+            krum.InputError,
+            r"keys \['b'\]",
+        ),
+        (
+            lambda v: krum.aggregate([v[0].astype("f2"), *v[1:]], "krum", f=2),
+            krum.InputError,
+            r"is 1 tensors \(\(9,\) float16\)",
+        ),
         (
             lambda v: krum.aggregate(np.where(np.eye(13, 9), np.nan, v), "krum", f=3),
             krum.InputError,

@@ -14,9 +14,18 @@ def exact(vectors):
     return np.array([[float(sum((x - y) ** 2 for x, y in zip(a, b, strict=True))) for b in rows] for a in rows])
 
 
+def by_products(vectors):
+    """The way of other devices, in blocks of a few columns."""
+    return distances._by_products(vectors)
+
+
+WAYS = {"differences": distances.squared_distances, "products": by_products}
+
+
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("block", [2**17, 24])
 @pytest.mark.parametrize("kind", ["plain", "offset", "clusters", "outlier first", "outliers", "tiny", "huge"])
-def test_relative_error(kind, block, monkeypatch):
+def test_relative_error(kind, block, way, monkeypatch):
     monkeypatch.setattr(distances, "BLOCK", block)
     vectors = np.random.default_rng(0).normal(size=(8, 30))
     if kind == "offset":
@@ -29,15 +38,29 @@ def test_relative_error(kind, block, monkeypatch):
         vectors[[1, 2, 7]] = [[1e30], [1e30], [-1e25]]
     elif kind in ("tiny", "huge"):
         vectors *= {"tiny": 1e-140, "huge": 1e140}[kind]
-    found = distances.squared_distances(torch.from_numpy(vectors)).numpy()
+    found = WAYS[way](torch.from_numpy(vectors)).numpy()
     assert np.allclose(found, exact(vectors), rtol=2e-12, atol=0)
     assert np.array_equal(found, found.T)
 
 
-def test_identical_vectors_have_identical_rows():
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_what_is_not_finite_is_infinitely_far(way, bad):
+    vectors = np.random.default_rng(0).normal(size=(7, 1003))
+    expected = exact(vectors)
+    vectors[2, -1], vectors[5, 3] = bad, np.nan
+    found = WAYS[way](torch.from_numpy(vectors)).numpy()
+    expected[[2, 5]], expected[:, [2, 5]] = np.inf, np.inf
+    assert np.allclose(found, expected, rtol=2e-12, atol=0)
+    finite = distances.only_finiteness([torch.from_numpy(vectors)]).numpy()
+    assert np.array_equal(np.isinf(finite), np.isinf(expected))
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_identical_vectors_have_identical_rows(way):
     rng = np.random.default_rng(0)
     vectors = rng.normal(size=(5, 1001))[rng.integers(5, size=40)]
-    found = distances.squared_distances(torch.from_numpy(vectors)).numpy()
+    found = WAYS[way](torch.from_numpy(vectors)).numpy()
     for i in range(40):
         for j in range(40):
             if np.array_equal(vectors[i], vectors[j]):
@@ -45,7 +68,8 @@ def test_identical_vectors_have_identical_rows():
                 assert np.array_equal(found[i], found[j])
 
 
-def test_memory_does_not_grow_with_d():
+@pytest.mark.parametrize("way", WAYS)
+def test_memory_does_not_grow_with_d(way):
     """No tensor of n x d numbers is made beside the input."""
     vectors = torch.randn(20, 200_000)
     from torch.utils._python_dispatch import TorchDispatchMode
@@ -60,5 +84,5 @@ def test_memory_does_not_grow_with_d():
             return result
 
     with Largest() as largest:
-        distances.squared_distances(vectors)
+        WAYS[way](vectors)
     assert largest.numel <= 2 * distances.BLOCK

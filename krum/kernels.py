@@ -1,0 +1,474 @@
+"""The two sums that aggregation spends its time on, over rows where they lie, compiled for this processor by numba.
+
+Each takes the n vectors as addresses, so that a matrix and a list of tensors are read alike and nothing is copied, and
+computes a tile of 4 x 4 pairs at a time: eight numbers are loaded for sixteen products, and stay in registers. Only
+half of a symmetric matrix is computed, and chunks of columns are short enough for the cache.
+
+- `products`: inner products of float32, float16 or bfloat16 vectors. Products and sums are float32, in LANES sums side
+  by side over one chunk, which are added up in float64.
+- `squared_differences`: `||V_i - V_j||^2` in float64 from the differences, which cancel nothing.
+
+Columns are cut into spans by their number alone, and spans are added in order: threads change no bit. Same values in
+two rows give the same bits.
+"""
+
+import ctypes
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cache, partial
+from typing import Any
+
+import numpy as np
+import torch
+from llvmlite import ir
+from numba import njit, types
+from numba.extending import intrinsic
+from torch import Tensor
+
+from krum.distances import Part
+
+TILE = 4  # rows by rows
+LANES = 8  # sums side by side
+CHUNK = 1024  # columns whose products are added up before they go into float64
+LONG = 2**20  # columns: from here on vectors are closer to each other, and chunks half as long tell them apart
+UNIT = 2.0**-24  # of float32: half the distance from 1 to the next number
+LOST = 2.0**-120  # more than a product can lose to underflow, with vectors of length 1
+ROUNDING = 1e-11  # of float64, relative, and to spare
+BLOCK = 96  # rows that meet others while they are in the cache
+SPAN_WORK, SPANS = 2**22, 16  # multiply-adds in a span at least, and spans at most
+ADDED = 2**12  # columns of a weighted sum at a time
+
+# How numba sees the numbers: it has no bfloat16, and its float16 is not for CPUs.
+SEEN_AS = {torch.float32: np.float32, torch.float64: np.float64, torch.float16: np.int16, torch.bfloat16: np.uint16}
+
+
+def fit(parts: Sequence[Part]) -> bool:
+    """The kernels can read them: on the CPU, and the numbers of a row one after the other."""
+    for part in parts:
+        for row in (part[0],) if isinstance(part, Tensor) else part:
+            if row.device.type != "cpu" or row.dtype not in SEEN_AS or (len(row) > 1 and row.stride(0) != 1):
+                return False
+    return True
+
+
+def products(parts: Sequence[Part]) -> tuple[Tensor, int]:
+    """Inner products `<V_i, V_j>` of n vectors, float64 [n, n], and how many float32 additions each product passed."""
+    return _products(_rows(parts))
+
+
+def _products(rows: "list[_Rows]") -> tuple[Tensor, int]:
+    chunk = CHUNK if sum(some.d for some in rows) < LONG else CHUNK // 2
+    return _over_spans(rows, rows, True, chunk, np.float32(0)), chunk // LANES
+
+
+def distance_bounds(parts: Sequence[Part]) -> Tensor | None:
+    """Below and above all `||V_i - V_j||^2`, float64 [2, n, n], from float32 products; None where they cannot tell.
+
+    A sum of products, in whatever order, in which no product passes through more than c additions is wrong by at most
+    `c u / (1 - c u) sum_k |x_k y_k|`, u = 2^-24 (Higham, Accuracy and Stability of Numerical Algorithms, 2002, section
+    3.1). Here c is at most CHUNK / LANES however many columns there are.
+    """
+    rows = _rows(parts)
+    if any(_share_a_large_part(some.addresses, some.lengths, some.like) for some in rows):
+        return None
+    gram, additions = _products(rows)
+    passed = (additions + 1) * UNIT
+    lost = LOST * sum(some.d for some in rows)
+    bounds = np.empty((2, *gram.shape))
+    told = _bounds(gram.numpy(), passed / (1 - 2 * passed) + ROUNDING, lost, bounds)
+    return torch.from_numpy(bounds) if told else None
+
+
+def squared_differences(parts: Sequence[Part], chosen: Sequence[int] | None = None) -> Tensor:
+    """`||V_i - V_j||^2`, float64: [n, n], or [k, n] from the k chosen rows of finite vectors to all.
+
+    A vector with a NaN or an infinity is at distance `inf` from every vector, itself included.
+    """
+    rows = _rows(parts)
+    if chosen is None:
+        between = _over_spans(rows, rows, True, CHUNK, np.float64(0))
+        _put_at_infinity(between.numpy())
+        return between
+    return _over_spans([some.of(chosen) for some in rows], rows, False, CHUNK, np.float64(0))
+
+
+def weighted_sum(weights: Sequence[float], part: Part, result: Tensor) -> None:
+    """Write `sum_i weights_i V_i`, computed in float64, into `result [d]`; rows and result are float32 or float64."""
+    used = [i for i, weight in enumerate(weights) if weight]
+    missing = -len(used) % 4
+    factors = np.array([weights[i] for i in used] + [0.0] * missing)
+    addresses = np.array([part[i].data_ptr() for i in used + used[:1] * missing], np.uint64)
+    into, like = result.numpy(), np.empty(0, SEEN_AS[result.dtype])
+    spans = max(1, min(torch.get_num_threads(), len(used) * len(into) // SPAN_WORK))
+    if spans == 1:
+        _add_up(addresses, factors, like, into, 0, len(into))
+    else:
+        cuts = [len(into) * i // spans // ADDED * ADDED for i in range(spans)] + [len(into)]
+        list(_in_threads(partial(_add_up, addresses, factors, like, into), cuts, spans))
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Parts of one dtype: where each row of each part begins."""
+
+    addresses: np.ndarray  # [parts, n], uint64
+    lengths: np.ndarray  # [parts]
+    d: int  # columns of all parts
+    like: np.ndarray  # no numbers, of the dtype
+
+    def of(self, chosen: Sequence[int]) -> "_Rows":
+        return _Rows(self.addresses.take(chosen, axis=1), self.lengths, self.d, self.like)
+
+    @property
+    def padded(self) -> np.ndarray:
+        """The addresses, with the last row's repeated until tiles are full."""
+        n = self.addresses.shape[1]
+        return self.addresses if n % TILE == 0 else self.addresses.take([*range(n), *[n - 1] * (-n % TILE)], axis=1)
+
+
+def _rows(parts: Sequence[Part]) -> list[_Rows]:
+    by_dtype: dict[torch.dtype, list[tuple[Any, int]]] = {}
+    for part in parts:
+        first = part[0]
+        if isinstance(part, Tensor):
+            step = part.stride(0) * part.element_size()
+            begin = [part.data_ptr() + step * row for row in range(len(part))]
+        else:
+            begin = [row.data_ptr() for row in part]
+        by_dtype.setdefault(first.dtype, []).append((begin, len(first)))
+    return [
+        _Rows(
+            np.array([begin for begin, _ in some], np.uint64),
+            np.array([length for _, length in some]),
+            sum(length for _, length in some),
+            np.empty(0, SEEN_AS[dtype]),
+        )
+        for dtype, some in by_dtype.items()
+    ]
+
+
+def _over_spans(left: list[_Rows], right: list[_Rows], symmetric: bool, chunk: int, zero: np.floating) -> Tensor:
+    """The sums over all columns of all pairs; `zero` is of the type that sums have, which says what is summed."""
+    rows, columns = left[0].addresses.shape[1], right[0].addresses.shape[1]
+    total = np.zeros((rows, columns))
+    threads = torch.get_num_threads()
+    for mine, others in zip(left, right, strict=True):
+        d, a = mine.d, mine.padded
+        b = a if others is mine else others.padded
+        spans = max(1, min(SPANS, rows * columns * d // SPAN_WORK, d // chunk))
+        spans = 2 ** (spans.bit_length() - 1)  # a power of two divides among most numbers of cores
+        cuts = [d * i // spans // chunk * chunk for i in range(spans)] + [d]
+
+        def add(out: np.ndarray, first: int, last: int, a: Any = a, b: Any = b, some: _Rows = mine) -> np.ndarray:
+            _add_tiles(a, b, some.lengths, symmetric, first, last, chunk, some.like, zero, out)
+            return out
+
+        if spans == 1:
+            add(total, 0, d)
+        else:
+            for out in _in_threads(lambda i, j: add(np.zeros((rows, columns)), i, j), cuts, threads):
+                total += out
+    if symmetric:
+        _mirror(total)
+    return torch.from_numpy(total)
+
+
+def _in_threads(span: Callable[[int, int], Any], cuts: Sequence[int], threads: int) -> Iterable[Any]:
+    """What a function of a span returns for each, in order."""
+    count = len(cuts) - 1
+    if threads == 1 or count == 1:
+        return map(span, cuts, cuts[1:])
+    start_team = _torchs_team()
+    if start_team is None:
+        with ThreadPoolExecutor(min(threads, count)) as pool:
+            return list(pool.map(span, cuts, cuts[1:]))
+    results: list[Any] = [None] * count
+    errors: list[BaseException] = []
+    left = iter(range(count))
+
+    def work(_: int) -> None:
+        try:
+            for k in left:
+                results[k] = span(cuts[k], cuts[k + 1])
+        except BaseException as error:
+            errors.append(error)
+
+    start_team(TEAM_MEMBER(work), None, min(threads, count), 0)
+    if errors:
+        raise errors[0]
+    return results
+
+
+TEAM_MEMBER = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+
+
+@cache
+def _torchs_team() -> Any:
+    """`GOMP_parallel`, which lets torch's own threads call a function; None where torch has other ones.
+
+    After its own work they wait for more without sleeping, and keep others from the cores.
+    """
+    try:
+        return ctypes.CDLL(None).GOMP_parallel
+    except (AttributeError, OSError, TypeError):
+        return None
+
+
+# ------------------------------------------------------------------------------------------------------- compiled
+
+FLOAT, DOUBLE, SHORT, INT, LONG_INT = ir.FloatType(), ir.DoubleType(), ir.IntType(16), ir.IntType(32), ir.IntType(64)
+LOADED = {types.float32: FLOAT, types.float64: DOUBLE, types.int16: ir.HalfType(), types.uint16: SHORT}
+
+
+def _of_lanes(kind: ir.Type) -> ir.Type:
+    return ir.VectorType(kind, LANES)
+
+
+def _load(builder: ir.IRBuilder, address: ir.Value, seen: types.Type, wanted: ir.Type, lanes: int = LANES) -> ir.Value:
+    """Numbers from an address, a vector of `wanted`: FLOAT or DOUBLE."""
+    kind = LOADED[seen]
+    pointer = builder.inttoptr(address, ir.VectorType(kind, lanes).as_pointer())
+    value = builder.load(pointer, align=seen.bitwidth // 8)
+    if kind == SHORT:  # a bfloat16 is the upper half of a float32
+        wide = ir.VectorType(INT, lanes)
+        upper = builder.shl(builder.zext(value, wide), ir.Constant(wide, [16] * lanes))
+        value, kind = builder.bitcast(upper, ir.VectorType(FLOAT, lanes)), FLOAT
+    return value if kind == wanted else builder.fpext(value, ir.VectorType(wanted, lanes))
+
+
+def _fused(builder: ir.IRBuilder, kind: ir.Type) -> ir.Function:
+    """`a b + c`, rounded once."""
+    name = f"llvm.fma.v{LANES}f{32 if kind == FLOAT else 64}"
+    vector = _of_lanes(kind)
+    known = builder.module.globals.get(name)
+    return known or ir.Function(builder.module, ir.FunctionType(vector, [vector] * 3), name)
+
+
+def _sum_of_lanes(builder: ir.IRBuilder, value: ir.Value) -> ir.Value:
+    """The sum of a vector's numbers, as a double: halves onto halves."""
+    if value.type.element == FLOAT:
+        value = builder.fpext(value, _of_lanes(DOUBLE))
+    width = LANES
+    while width > 1:
+        width //= 2
+        halves = [
+            builder.shuffle_vector(
+                value,
+                ir.Constant(value.type, ir.Undefined),
+                ir.Constant(ir.VectorType(INT, width), list(range(begin, begin + width))),
+            )
+            for begin in (0, width)
+        ]
+        value = builder.fadd(*halves)
+    return builder.extract_element(value, ir.Constant(INT, 0))
+
+
+@intrinsic
+def _tile(typing, left, i, right, j, start, count, like, zero, out):
+    """Sums over `count` columns (a multiple of LANES) from `start` on, of TILE rows with TILE rows, into `out`.
+
+    float32 sums are of products, float64 sums of squared differences.
+    """
+    kind, seen = (FLOAT if zero == types.float32 else DOUBLE), like.dtype
+    size = seen.bitwidth // 8
+
+    def generate(context, builder, signature, arguments):
+        left_, i_, right_, j_, start_, count_, _, _, out_ = arguments
+
+        def begin(table: ir.Value, row: ir.Value, more: int) -> ir.Value:
+            entries = builder.inttoptr(table, LONG_INT.as_pointer())
+            address = builder.load(builder.gep(entries, [builder.add(row, ir.Constant(LONG_INT, more))]))
+            return builder.add(address, builder.mul(start_, ir.Constant(LONG_INT, size)))
+
+        rows = [begin(left_, i_, k) for k in range(TILE)]
+        columns = [begin(right_, j_, k) for k in range(TILE)]
+        end = builder.mul(count_, ir.Constant(LONG_INT, size))
+        before, loop, after = builder.block, builder.append_basic_block(), builder.append_basic_block()
+        builder.branch(loop)
+
+        builder.position_at_end(loop)
+        offset = builder.phi(LONG_INT)
+        sums = [builder.phi(_of_lanes(kind)) for _ in range(TILE * TILE)]
+        a = [_load(builder, builder.add(row, offset), seen, kind) for row in rows]
+        b = [_load(builder, builder.add(column, offset), seen, kind) for column in columns]
+        fused, grown = _fused(builder, kind), []
+        for pair, so_far in enumerate(sums):
+            x, y = a[pair // TILE], b[pair % TILE]
+            if kind == DOUBLE:
+                x = y = builder.fsub(x, y)
+            grown.append(builder.call(fused, [x, y, so_far]))
+        further = builder.add(offset, ir.Constant(LONG_INT, LANES * size))
+        offset.add_incoming(ir.Constant(LONG_INT, 0), before)
+        offset.add_incoming(further, loop)
+        for so_far, then in zip(sums, grown, strict=True):
+            so_far.add_incoming(ir.Constant(_of_lanes(kind), [0.0] * LANES), before)
+            so_far.add_incoming(then, loop)
+        builder.cbranch(builder.icmp_signed("<", further, end), loop, after)
+
+        builder.position_at_end(after)
+        results = builder.inttoptr(out_, DOUBLE.as_pointer())
+        for pair, then in enumerate(grown):
+            builder.store(_sum_of_lanes(builder, then), builder.gep(results, [ir.Constant(LONG_INT, pair)]))
+        return context.get_dummy_value()
+
+    address, number = types.uint64, types.intp
+    return types.void(address, number, address, number, number, number, like, zero, address), generate
+
+
+@intrinsic
+def _number(typing, address, like):
+    """The number at an address, in the bits that numba sees."""
+
+    def generate(context, builder, signature, arguments):
+        kind = context.get_value_type(like.dtype)
+        return builder.load(builder.inttoptr(arguments[0], kind.as_pointer()), align=like.dtype.bitwidth // 8)
+
+    return like.dtype(types.uint64, like), generate
+
+
+@intrinsic
+def _value(typing, address, like):
+    """The number at an address, as a float64."""
+
+    def generate(context, builder, signature, arguments):
+        return builder.extract_element(_load(builder, arguments[0], like.dtype, DOUBLE, 1), ir.Constant(INT, 0))
+
+    return types.float64(types.uint64, like), generate
+
+
+@njit(cache=True, nogil=True)
+def _over_tiles(left, right, rows, columns, symmetric, start, count, like, zero, out):
+    """Add the sums over one chunk of columns to `out`."""
+    sums = np.empty(TILE * TILE)
+    to_sums, a, b = np.uint64(sums.ctypes.data), np.uint64(left.ctypes.data), np.uint64(right.ctypes.data)
+    for first in range(0, rows, BLOCK):
+        for second in range(first if symmetric else 0, columns, BLOCK):
+            for i in range(first, min(first + BLOCK, rows), TILE):
+                for j in range(max(i, second) if symmetric else second, min(second + BLOCK, columns), TILE):
+                    _tile(a, i, b, j, start, count, like, zero, to_sums)
+                    for p in range(min(TILE, rows - i)):
+                        for q in range(min(TILE, columns - j)):
+                            out[i + p, j + q] += sums[p * TILE + q]
+
+
+@njit(cache=True, nogil=True)
+def _mirror(square):
+    """Make the lower triangle that of the upper one."""
+    for i in range(len(square)):
+        for j in range(i):
+            square[i, j] = square[j, i]
+
+
+@njit(cache=True)
+def _put_at_infinity(between):
+    """Make infinite what a vector that is not finite, and so not at distance 0 from itself, is from others."""
+    for i in range(len(between)):
+        for j in range(i + 1):
+            if not (between[i, i] == 0 and between[j, j] == 0):
+                between[i, j] = between[j, i] = np.inf
+
+
+@njit(cache=True)
+def _bounds(gram, relative, lost, bounds):
+    """Write below and above all squared distances; False where an inner product is not finite."""
+    for i in range(len(gram)):
+        bounds[:, i, i] = 0
+        for j in range(i):
+            product = gram[i, j]
+            both = np.sqrt(gram[i, i]) + np.sqrt(gram[j, j])
+            error = relative * both**2 + lost * (both + 1) ** 2
+            middle = gram[i, i] + gram[j, j] - 2 * product
+            if not (np.isfinite(middle) and np.isfinite(error)):
+                return False
+            bounds[0, i, j] = bounds[0, j, i] = max(middle - error, 0.0)
+            bounds[1, i, j] = bounds[1, j, i] = middle + error
+    return True
+
+
+@njit(cache=True)
+def _share_a_large_part(addresses, lengths, like):
+    """The first two vectors are much longer than they are apart, by a few columns; a wrong guess costs time only."""
+    part = np.argmax(lengths)
+    length = apart = 0.0
+    for k in range(0, lengths[part], max(1, lengths[part] // 64)):
+        here = np.uint64(k * like.itemsize)
+        first, second = _value(addresses[part, 0] + here, like), _value(addresses[part, 1] + here, like)
+        length += first**2
+        apart += (second - first) ** 2
+    return length > 100 * apart
+
+
+@njit(cache=True, nogil=True)
+def _last_columns(addresses, start, count, like):
+    """Less than LANES columns of all rows, copied and filled up with zeros, and where their rows begin."""
+    copied = np.zeros((len(addresses), LANES), like.dtype)
+    begin = np.empty(len(addresses), np.uint64)
+    for row in range(len(addresses)):
+        begin[row] = np.uint64(copied.ctypes.data) + np.uint64(row * LANES * like.itemsize)
+        for k in range(count):
+            copied[row, k] = _number(addresses[row] + np.uint64((start + k) * like.itemsize), like)
+    return copied, begin
+
+
+@njit(cache=True, nogil=True)
+def _add_tiles(left, right, lengths, symmetric, first, last, chunk, like, zero, out):
+    """Add to `out` the sums over the columns `first` to `last` of all parts, laid end to end."""
+    begin = 0
+    for part in range(len(lengths)):
+        start, stop = max(first - begin, 0), min(last - begin, lengths[part])
+        while start < stop:
+            count = min(chunk, stop - start)
+            whole = count // LANES * LANES
+            if whole:
+                _over_tiles(
+                    left[part], right[part], out.shape[0], out.shape[1], symmetric, start, whole, like, zero, out
+                )
+            if whole < count:
+                kept, a = _last_columns(left[part], start + whole, count - whole, like)
+                also_kept, b = _last_columns(right[part], start + whole, count - whole, like)
+                _over_tiles(a, b, out.shape[0], out.shape[1], symmetric, 0, LANES, like, zero, out)
+                out[0, 0] += 0.0 * (kept.size + also_kept.size)  # they live until here
+            start += count
+        begin += lengths[part]
+
+
+@intrinsic
+def _add_lanes(typing, total, offset, row_a, row_b, row_c, row_d, a, b, c, d, like):
+    """Add four weighted rows to `total`, LANES numbers from an offset in bytes on."""
+
+    def generate(context, builder, signature, arguments):
+        place = builder.inttoptr(arguments[0], _of_lanes(DOUBLE).as_pointer())
+        so_far, fused = builder.load(place, align=8), _fused(builder, DOUBLE)
+        for row, weight in zip(arguments[2:6], arguments[6:10], strict=True):
+            numbers = _load(builder, builder.add(row, arguments[1]), like.dtype, DOUBLE)
+            one = builder.insert_element(ir.Constant(_of_lanes(DOUBLE), ir.Undefined), weight, ir.Constant(INT, 0))
+            weights = builder.shuffle_vector(one, one, ir.Constant(_of_lanes(INT), [0] * LANES))
+            so_far = builder.call(fused, [weights, numbers, so_far])
+        builder.store(so_far, place, align=8)
+        return context.get_dummy_value()
+
+    return types.void(*[types.uint64] * 6, *[types.float64] * 4, like), generate
+
+
+@njit(cache=True, nogil=True)
+def _add_up(addresses, weights, like, into, first, last):
+    """Write the weighted sum of rows in the columns `first` to `last`; the number of rows is a multiple of four."""
+    total, size = np.empty(ADDED), like.itemsize
+    to_total = np.uint64(total.ctypes.data)
+    for start in range(first, last, ADDED):
+        count = min(ADDED, last - start)
+        total[:count] = 0
+        whole = count // LANES * LANES
+        for row in range(0, len(addresses), 4):
+            a, b, c, d = addresses[row], addresses[row + 1], addresses[row + 2], addresses[row + 3]
+            v, w, x, y = weights[row], weights[row + 1], weights[row + 2], weights[row + 3]
+            for k in range(0, whole, LANES):
+                offset = np.uint64((start + k) * size)
+                place = to_total + np.uint64(k * 8)
+                _add_lanes(place, offset, a, b, c, d, v, w, x, y, like)
+            for k in range(whole, count):
+                here = np.uint64((start + k) * size)
+                total[k] += v * _value(a + here, like) + w * _value(b + here, like)
+                total[k] += x * _value(c + here, like) + y * _value(d + here, like)
+        into[start : start + count] = total[:count]

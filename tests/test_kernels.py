@@ -1,0 +1,105 @@
+"""The compiled sums against numpy's in float64, over every form, dtype, number of rows and columns."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from krum import kernels
+
+DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
+ADDITIONS = kernels.CHUNK // kernels.LANES
+
+
+def drawn(n, d, dtype, seed=0):
+    return torch.from_numpy(np.random.default_rng([seed, n, d]).normal(size=(n, d))).to(dtype)
+
+
+def cut(vectors, places):
+    """The same vectors as parts: matrices, slices of one, and lists of tensors in turn."""
+    ends = sorted({0, *(place for place in places if place < vectors.shape[1]), vectors.shape[1]})
+    parts = [vectors[:, start:stop] for start, stop in itertools.pairwise(ends)]
+    return [[row.clone() for row in part] if i % 2 else part for i, part in enumerate(parts)]
+
+
+def all_differences(vectors):
+    v = vectors.double().numpy()
+    return np.stack([np.square(row - v).sum(-1) for row in v])
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    n=st.integers(1, 23),
+    d=st.sampled_from([1, 2, 7, 8, 9, 15, 1023, 1024, 1025, 3001]),
+    dtype=st.sampled_from(DTYPES),
+    places=st.lists(st.integers(1, 3000), max_size=4),
+    seed=st.integers(0, 999),
+)
+def test_sums_of_parts(n, d, dtype, places, seed):
+    vectors = drawn(n, d, dtype, seed)
+    parts = cut(vectors, places)
+    assert kernels.fit(parts)
+    expected = all_differences(vectors)
+    found = kernels.squared_differences(parts).numpy()
+    assert np.allclose(found, expected, rtol=1e-13, atol=0) and np.array_equal(found, found.T)
+    chosen = sorted({0, n // 2, n - 1})
+    assert np.allclose(kernels.squared_differences(parts, chosen).numpy(), expected[chosen], rtol=1e-13, atol=0)
+    if dtype == torch.float64:
+        return
+    v = vectors.double().numpy()
+    products, additions = kernels.products(parts)
+    bound = 1.001 * additions * 2.0**-24 * (abs(v) @ abs(v).T) + 1e-40
+    assert (abs(products.numpy() - v @ v.T) <= bound).all()
+    assert additions <= ADDITIONS
+
+
+@pytest.mark.parametrize("n", [95, 96, 97, 203])
+def test_blocks_of_rows(n):
+    vectors = drawn(n, 1030, torch.float32)
+    v = vectors.double().numpy()
+    assert np.allclose(kernels.products([vectors])[0].numpy(), v @ v.T, rtol=0, atol=1e-3)
+    assert np.allclose(kernels.squared_differences([vectors]).numpy(), all_differences(vectors), rtol=1e-13, atol=0)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("n", "d"), [(20, 300_001), (130, 20_000)])
+def test_threads_change_no_bit(n, d, dtype):
+    vectors, before = drawn(n, d, dtype), torch.get_num_threads()
+    weights, result = np.linspace(-1, 2, n).tolist(), [torch.empty(d, dtype=dtype) for _ in range(3)]
+    found = []
+    try:
+        for threads, into in zip((1, 2, 3), result, strict=True):
+            torch.set_num_threads(threads)
+            sums = [] if dtype == torch.float64 else [kernels.products([vectors])[0]]
+            found.append([*sums, kernels.squared_differences([vectors])])
+            if dtype in (torch.float32, torch.float64):
+                kernels.weighted_sum(weights, vectors, into)
+                found[-1].append(into)
+    finally:
+        torch.set_num_threads(before)
+    for other in found[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("d", [1, 7, 8, 4095, 4096, 4097, 50_001])
+@pytest.mark.parametrize("used", [0, 1, 2, 3, 4, 5, 9])
+def test_weighted_sum(used, d, dtype):
+    vectors, result = drawn(9, d, dtype), torch.empty(d, dtype=dtype)
+    weights = np.random.default_rng(d).normal(size=9) * (np.arange(9) < used)
+    vectors[used:] = torch.nan  # without weight: not read
+    expected = weights[:used] @ vectors.double().numpy()[:used]
+    for part in (vectors, list(vectors)):
+        kernels.weighted_sum(weights.tolist(), part, result.fill_(7))
+        assert np.allclose(result.numpy(), expected, rtol=2e-7 if dtype == torch.float32 else 1e-12, atol=1e-12)
+
+
+def test_what_does_not_fit():
+    vectors = drawn(6, 40, torch.float32)
+    assert kernels.fit([vectors[:, 3:9], list(vectors), vectors[::2], vectors[:, ::8][:, :1]])
+    assert not kernels.fit([vectors, vectors[:, ::2]])
+    assert not kernels.fit([[row[::2] for row in vectors]])
+    assert not kernels.fit([vectors.to("meta")])
