@@ -173,12 +173,14 @@ class Directed(ByzantineVectors):
         """Compute the vector in some replicas, `replicas [R]` bool, where it is not there yet."""
         needed = (replicas & ~self._formed).nonzero().squeeze(-1)
         if len(needed):
-            direction = self.direction(needed)
-            norm = direction.norm(dim=-1, keepdim=True)
-            first = torch.zeros_like(direction)
-            first[:, 0] = 1
-            unit = (direction / norm).where(norm != 0, first)
-            self._vector[needed] = self.length * unit
+            vector = self.direction(needed)
+            norm = vector.norm(dim=-1, keepdim=True)
+            vector *= self.length / norm.where(norm != 0, 1)
+            vector[:, :1] = vector[:, :1].where(norm != 0, self.length)
+            if len(needed) == len(self._formed):
+                self._vector = vector
+            else:
+                self._vector[needed] = vector
             self._formed[needed] = True
 
     def bounds(self) -> tuple[Tensor, Tensor]:
@@ -313,5 +315,7 @@ def _weighted_sum(weights: Tensor, part: Tensor) -> Tensor | None:
     used = weights != 0
     if not bool(used.any()):
         return None
-    part = part.to(weights.dtype).where(used[..., None], 0.0)
-    return weights[:, None].bmm(part).squeeze(1)
+    part = part.to(weights.dtype)
+    if not bool(used.all()):
+        part = part.where(used[..., None], 0.0)
+    return part[:, 0] * weights if part.shape[1] == 1 else weights[:, None].bmm(part).squeeze(1)

@@ -61,7 +61,7 @@ def omniscient(adversary: "Adversary", *, length: float = 100.0, samples: int | 
 
     With `samples`, g is estimated in each round from that many training samples, drawn anew with replacement.
     """
-    return adversary.along(lambda replicas: -adversary.full_gradient(replicas, samples), length)
+    return adversary.along(lambda replicas: adversary.full_gradient(replicas, samples).neg_(), length)
 
 
 @attack

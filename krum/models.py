@@ -179,7 +179,7 @@ NARROW = 16
 def affine(x: "Tensor", weight: "Tensor", bias: "Tensor") -> "Tensor":
     """`x W + bias` for `x [R, S, in]`: [R, S, out], contiguous."""
     if weight.shape[-1] >= NARROW:
-        return bias[:, None].baddbmm(x, weight)
+        return x.bmm(weight).add_(bias[:, None])  # baddbmm would first write the bias everywhere
     return weight.mT.bmm(x.mT).add_(bias[..., None]).mT.contiguous()
 
 
