@@ -264,6 +264,14 @@ def _sum_of_lanes(builder: ir.IRBuilder, value: ir.Value) -> ir.Value:
     return builder.extract_element(value, ir.Constant(INT, 0))
 
 
+def _compiled(function: Callable) -> Callable:
+    """Compiled at its first call, without the interpreter's lock, and kept on disk where numba finds a place for it."""
+    try:
+        return njit(cache=True, nogil=True)(function)
+    except RuntimeError:
+        return njit(nogil=True)(function)
+
+
 @intrinsic
 def _tile(typing, left, i, right, j, start, count, like, zero, out):
     """Sums over `count` columns (a multiple of LANES) from `start` on, of TILE rows with TILE rows, into `out`.
@@ -337,7 +345,7 @@ def _value(typing, address, like):
     return types.float64(types.uint64, like), generate
 
 
-@njit(cache=True, nogil=True)
+@_compiled
 def _over_tiles(left, right, rows, columns, symmetric, start, count, like, zero, out):
     """Add the sums over one chunk of columns to `out`."""
     sums = np.empty(TILE * TILE)
@@ -352,7 +360,7 @@ def _over_tiles(left, right, rows, columns, symmetric, start, count, like, zero,
                             out[i + p, j + q] += sums[p * TILE + q]
 
 
-@njit(cache=True, nogil=True)
+@_compiled
 def _mirror(square):
     """Make the lower triangle that of the upper one."""
     for i in range(len(square)):
@@ -360,7 +368,7 @@ def _mirror(square):
             square[i, j] = square[j, i]
 
 
-@njit(cache=True)
+@_compiled
 def _put_at_infinity(between):
     """Make infinite what a vector that is not finite, and so not at distance 0 from itself, is from others."""
     for i in range(len(between)):
@@ -369,7 +377,7 @@ def _put_at_infinity(between):
                 between[i, j] = between[j, i] = np.inf
 
 
-@njit(cache=True)
+@_compiled
 def _bounds(gram, relative, lost, bounds):
     """Write below and above all squared distances; False where an inner product is not finite."""
     for i in range(len(gram)):
@@ -386,7 +394,7 @@ def _bounds(gram, relative, lost, bounds):
     return True
 
 
-@njit(cache=True)
+@_compiled
 def _share_a_large_part(addresses, lengths, like):
     """The first two vectors are much longer than they are apart, by a few columns; a wrong guess costs time only."""
     part = np.argmax(lengths)
@@ -399,7 +407,7 @@ def _share_a_large_part(addresses, lengths, like):
     return length > 100 * apart
 
 
-@njit(cache=True, nogil=True)
+@_compiled
 def _last_columns(addresses, start, count, like):
     """Less than LANES columns of all rows, copied and filled up with zeros, and where their rows begin."""
     copied = np.zeros((len(addresses), LANES), like.dtype)
@@ -411,7 +419,7 @@ def _last_columns(addresses, start, count, like):
     return copied, begin
 
 
-@njit(cache=True, nogil=True)
+@_compiled
 def _add_tiles(left, right, lengths, symmetric, first, last, chunk, like, zero, out):
     """Add to `out` the sums over the columns `first` to `last` of all parts, laid end to end."""
     begin = 0
@@ -451,7 +459,7 @@ def _add_lanes(typing, total, offset, row_a, row_b, row_c, row_d, a, b, c, d, li
     return types.void(*[types.uint64] * 6, *[types.float64] * 4, like), generate
 
 
-@njit(cache=True, nogil=True)
+@_compiled
 def _add_up(addresses, weights, like, into, first, last):
     """Write the weighted sum of rows in the columns `first` to `last`; the number of rows is a multiple of four."""
     total, size = np.empty(ADDED), like.itemsize

@@ -1,6 +1,8 @@
 """The compiled sums against numpy's in float64, over every form, dtype, number of rows and columns."""
 
 import itertools
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -103,3 +105,34 @@ def test_what_does_not_fit():
     assert not kernels.fit([vectors, vectors[:, ::2]])
     assert not kernels.fit([[row[::2] for row in vectors]])
     assert not kernels.fit([vectors.to("meta")])
+
+
+def test_without_a_place_for_compiled_code():
+    """An installation that nobody can write to, and no home: compiled anew in each process."""
+    script = """if True:
+        import numba.core.caching as caching
+        caching.CacheImpl._locator_classes = []
+        import torch, krum
+        vectors = torch.randn(7, 3_000)
+        assert torch.equal(krum.aggregate(vectors, "krum", f=2), krum.aggregate(list(vectors), "krum", f=2))
+    """
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_an_error_in_a_thread_is_raised():
+    def fail(first, last):
+        if first:
+            raise ZeroDivisionError
+        return last
+
+    with pytest.raises(ZeroDivisionError):
+        list(kernels._in_threads(fail, [0, 5, 9], 2))
+    assert list(kernels._in_threads(lambda first, last: last, [0, 5, 9], 2)) == [5, 9]
+
+
+def test_threads_of_our_own_where_torchs_cannot_be_had(monkeypatch):
+    vectors = drawn(20, 200_000, torch.float32)
+    expected = kernels.squared_differences([vectors])
+    monkeypatch.setattr(kernels, "_torchs_team", lambda: None)
+    assert torch.equal(kernels.squared_differences([vectors]), expected)
