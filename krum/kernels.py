@@ -37,6 +37,7 @@ LOST = 2.0**-120  # more than a product can lose to underflow, with vectors of l
 ROUNDING = 1e-11  # of float64, relative, and to spare
 BLOCK = 96  # rows that meet others while they are in the cache
 SPAN_WORK, SPANS = 2**22, 16  # multiply-adds in a span at least, and spans at most
+READ = 2**20  # numbers of a weighted sum that one thread reads at least
 ADDED = 2**12  # columns of a weighted sum at a time
 
 # How numba sees the numbers: it has no bfloat16, and its float16 is not for CPUs.
@@ -98,9 +99,9 @@ def weighted_sum(weights: Sequence[float], part: Part, result: Tensor) -> None:
     used = [i for i, weight in enumerate(weights) if weight]
     missing = -len(used) % 4
     factors = np.array([weights[i] for i in used] + [0.0] * missing)
-    addresses = np.array([part[i].data_ptr() for i in used + used[:1] * missing], np.uint64)
+    addresses = np.array(_begin(part), np.uint64)[used + used[:1] * missing]
     into, like = result.numpy(), np.empty(0, SEEN_AS[result.dtype])
-    spans = max(1, min(torch.get_num_threads(), len(used) * len(into) // SPAN_WORK))
+    spans = max(1, min(torch.get_num_threads(), len(used) * len(into) // READ))
     if spans == 1:
         _add_up(addresses, factors, like, into, 0, len(into))
     else:
@@ -127,16 +128,19 @@ class _Rows:
         return self.addresses if n % TILE == 0 else self.addresses.take([*range(n), *[n - 1] * (-n % TILE)], axis=1)
 
 
+def _begin(part: Part) -> list[int]:
+    """Where each row begins."""
+    if not isinstance(part, Tensor):
+        return [row.data_ptr() for row in part]
+    begin, step = part.data_ptr(), part.stride(0) * part.element_size()
+    return [begin + step * row for row in range(len(part))]
+
+
 def _rows(parts: Sequence[Part]) -> list[_Rows]:
     by_dtype: dict[torch.dtype, list[tuple[Any, int]]] = {}
     for part in parts:
         first = part[0]
-        if isinstance(part, Tensor):
-            step = part.stride(0) * part.element_size()
-            begin = [part.data_ptr() + step * row for row in range(len(part))]
-        else:
-            begin = [row.data_ptr() for row in part]
-        by_dtype.setdefault(first.dtype, []).append((begin, len(first)))
+        by_dtype.setdefault(first.dtype, []).append((_begin(part), len(first)))
     return [
         _Rows(
             np.array([begin for begin, _ in some], np.uint64),

@@ -422,11 +422,13 @@ class Simulation:
         its logits is the greatest of them, the first NaN if there are several.
         """
         errors, losses = [], []
+        memory = self._features.new_empty((1, SAMPLES_AT_ONCE, self._features.shape[1]))
         for replica, held_out in enumerate(self._held_out):
             own = [(weight[replica : replica + 1], bias[replica : replica + 1]) for weight, bias in self.parameters]
             blocks = [index[None] for index in held_out.split(SAMPLES_AT_ONCE)]
             one = torch.tensor([replica])
-            logits = torch.cat([self.model.forward(own, self._samples(index, one))[-1][0] for index in blocks])
+            samples = (self._samples(index, one, memory[:, : index.shape[1]]) for index in blocks)
+            logits = torch.cat([self.model.forward(own, some)[-1][0] for some in samples])
             labels = self._labels[held_out]
             errors.append(1 - (logits.argmax(-1) == labels).double().mean().item())
             losses.append(torch.nn.functional.cross_entropy(logits, labels).item())
