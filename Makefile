@@ -39,10 +39,10 @@ check: $(READY)
 data: $(READY)
 	@snakemake --quiet all -- data/spambase.verified data/mnist.verified
 
-# ours beside other packages, which are installed for it with the versions that are there as constraints
+# docs/performance.md: ours beside other packages, which are installed for it with the versions that are there as
+# constraints
 bench: .venv/bench
-	@python -m benchmarks.aggregation
-	@python -m benchmarks.simulation
+	@python -m benchmarks
 
 .venv/bench: requirements-bench.txt $(READY)
 	@$(BIN)/python -m pip freeze > .venv/versions.txt
@@ -50,7 +50,7 @@ bench: .venv/bench
 	@touch $@
 
 clean:
-	rm -rf results/*.parquet results/*.json results/curves results/probes results/benchmarks results/smoke
+	rm -rf results/*.parquet results/*.json results/curves results/probes results/benchmarks results/performance results/smoke
 	rm -rf figures/*.png figures/*.pdf figures/*.html figures/scorecard.md figures/smoke
 	rm -rf logs .snakemake report.html data/prepared
 
