@@ -177,9 +177,9 @@ SECTION = """## Aggregation
 
 Krum and Multi-Krum of float32 vectors: milliseconds, median (least - most) of {repeat} repetitions, each with new
 vectors that are the same for everyone; and how many times the limit the median is. The limit is reading the vectors
-once at {read} GB/s, or the n^2 d multiply-adds of a matrix product at {products} G/s, whichever takes longer; both rates
-are measured here. The matrix is symmetric and half of it is enough, so that many vectors can take less than 1x. The last
-column is the median of the fastest other package over ours.
+once at {read} GB/s, or the n^2 d multiply-adds of a matrix product at {products} G/s, whichever takes longer; both
+rates are measured here. The matrix is symmetric and half of it is enough, so that many vectors can take less than 1x.
+The last column is the median of the fastest other package over ours.
 {missing}
 {figure}
 

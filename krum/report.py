@@ -306,11 +306,15 @@ PARAMETERS = (
     "declared_f",
     "batch_size",
     "learning_rate",
+    "worker_momentum",
+    "fault_rate",
+    "points",
     "rounds",
     "evaluate_every",
     "folds",
     "seeds",
 )
+UNUSUAL = ("worker_momentum", "fault_rate", "points")  # not worth a line where they are zero
 GENERAL = (
     "activation and loss",
     "initial weights",
@@ -382,6 +386,8 @@ def _values(cells: Sequence[Cell], parameter: str) -> str:
         )
         return ", ".join(named)
     found_values = {getattr(cell, parameter) for cell in cells}
+    if parameter in UNUSUAL and found_values == {0}:
+        return ""
     return ", ".join(f"{v:g}" if isinstance(v, float) else str(v) for v in _sorted(found_values))
 
 
