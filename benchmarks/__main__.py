@@ -29,14 +29,14 @@ def main():
         aggregation.section(device, repeat, arguments.quick),
         simulation.section(device, repeat, arguments.quick, processes),
         growth.section(device, repeat, arguments.quick, arguments.largest),
-        curves.section(),
+        curves.section(device),
     ]
     (page.ROOT / "docs" / "performance.md").write_text(
         PAGE.format(
             command=" ".join(["python -m benchmarks", *sys.argv[1:]]),
             quick=QUICK if arguments.quick else "",
             machine=machine.describe(device, PACKAGES),
-            sections="\n".join(filter(None, sections)),
+            sections="\n".join(sections),
         ),
         encoding="utf-8",
     )

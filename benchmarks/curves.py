@@ -1,16 +1,45 @@
-"""What each rule costs in the experiments: Snakemake's own measurements of the longest curves, where there are any.
+"""What the experiments cost: the arithmetic that cannot be avoided, and what Snakemake measured of the longest curves.
 
 Rule `long_curve` of the Snakefile leaves one file per curve below results/benchmarks/, named after the curve.
 """
 
 import pandas as pd
 
-from benchmarks import page
-from krum import experiment
-from krum.planning import work
+from benchmarks import machine, page
+from krum import datasets, experiment, models
+from krum.datasets import DATASETS
+from krum.planning import CATEGORIES, work
 from krum.report import TITLES
 
 MEASURED = page.ROOT / "results" / "benchmarks"
+
+
+def arithmetic(cell, samples):
+    """Multiply-adds of a curve on a data set of so many samples: training, an estimating attacker's, evaluation.
+
+    Of a sample: one product per layer forward, and two more backward except the first layer's, which needs one.
+    """
+    data = DATASETS[cell.dataset]
+    model = models.build(cell.model, dict(cell.model_options), data.features, data.classes)
+    positions = [side**2 for side in getattr(model, "sides", [])[1:]]
+    positions += [1] * (len(model.layers) - len(positions))
+    layers = [count * fan_in * fan_out for count, (fan_in, fan_out) in zip(positions, model.layers, strict=True)]
+    forward, both = sum(layers), 3 * sum(layers) - layers[0]
+    drawn = (cell.workers - cell.byzantine) * cell.batch_size + dict(cell.attack_options).get("samples", 0)
+    evaluations = -(-cell.rounds // cell.evaluate_every) + 1
+    return cell.seeds * (cell.rounds * drawn * both + evaluations * samples / cell.folds * forward)
+
+
+def whole(device):
+    """A line per part of `make`: its curves, and the minutes that their arithmetic takes at this machine's rate."""
+    rate, counts = machine.matrix_rate(device), {name: len(datasets.load(name).labels) for name in DATASETS}
+    seen, lines = set(), []
+    for part, title in CATEGORIES.items():
+        cells = {cell for spec in experiment.load_all().values() if spec.part == part for cell in spec.cells} - seen
+        seen |= cells
+        products = sum(arithmetic(cell, counts[cell.dataset]) for cell in cells)
+        lines.append([title.partition(" ")[2], len(cells), f"{products:.2e}", page.number(products / rate / 60)])
+    return page.table(["part", "curves", "multiply-adds", "minutes at this machine's matrix rate"], lines)
 
 
 def measured():
@@ -24,11 +53,14 @@ def measured():
     return pd.DataFrame(rows, columns=["dataset", "aggregator", "seconds", "multiply_adds", "megabytes"])
 
 
-def section():
-    """The section of the page; None where no curve has been measured."""
+def section(device):
+    """The section of the page."""
     rows = measured()
-    if rows.empty:
-        return None
+    return WHOLE.format(table=whole(device)) + ("" if rows.empty else MEASURED_CURVES.format(table=rules_table(rows)))
+
+
+def rules_table(rows):
+    """A line per data set and rule."""
     lines = []
     for (dataset, aggregator), here in rows.groupby(["dataset", "aggregator"]):
         each = (here["seconds"] / here["multiply_adds"] * 1e9).median()
@@ -37,10 +69,19 @@ def section():
              page.number(here["megabytes"].max())]
         )  # fmt: skip
     head = ["data set", "rule", "curves", "median, s", "s per 10^9 multiply-adds", "most memory, MB"]
-    return SECTION.format(table=page.table(head, lines, words=2))
+    return page.table(head, lines, words=2)
 
 
-SECTION = """## What each rule costs in the experiments
+WHOLE = """## The experiments
+
+The least that `make` (the first three parts) and `make review` can take: the multiply-adds of dense forward and
+backward passes of honest workers' samples and of those that an attacker draws to estimate a gradient, and of
+evaluation. Inner products, everything that is no matrix product, Snakemake and drawing come on top.
+
+{table}
+"""
+MEASURED_CURVES = """
+### What each rule costs
 
 As Snakemake measured the longest curves, one thread each and all seeds of a curve together, others running beside them.
 Multiply-adds are those of the honest workers' gradients and of samples that the attack draws.

@@ -46,7 +46,16 @@ def test_the_table_compares_the_best_peer_with_ours():
 
 def test_costs_per_rule_come_from_snakemakes_files(tmp_path, monkeypatch):
     monkeypatch.setattr(curves, "MEASURED", tmp_path)
-    assert curves.section() is None
+    assert curves.measured().empty
     cell = next(cell for spec in experiment.load_all().values() for cell in spec.cells)
     (tmp_path / f"{cell.slug}.tsv").write_text("s\tmax_rss\n60.0\t512.3\n")
-    assert f"| {cell.aggregator} | 1 | 60.0 |" in curves.section()
+    assert f"| {cell.aggregator} | 1 | 60.0 |" in curves.rules_table(curves.measured())
+
+
+def test_arithmetic_of_a_curve():
+    """784-100-10, 20 workers with 3 samples, 2 rounds, evaluated at 0, 1 and 2, by hand."""
+    given = {"dataset": "mnist", "aggregator": "krum", "attack": "none", "declared_f": 6, "batch_size": 3}
+    cell = experiment.one_cell({**given, "rounds": 2, "evaluate_every": 1, "seeds": 7})
+    first, second = 784 * 100, 100 * 10
+    expected = 7 * (2 * 60 * (2 * first + 3 * second) + 3 * 6000 * (first + second))
+    assert curves.arithmetic(cell, 60_000) == expected
