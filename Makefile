@@ -19,6 +19,7 @@ review: $(READY)
 smoke: $(READY)
 	@snakemake --configfile profiles/smoke.yaml -- all review
 	@snakemake --configfile profiles/smoke.yaml --report figures/smoke/report.html --quiet all
+	@python -m krum verify --results results/smoke --figures figures/smoke
 
 # docs/ and the README's scorecard, from a full run
 gallery: all

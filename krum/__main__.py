@@ -6,7 +6,7 @@ import os
 import sys
 from pathlib import Path
 
-from krum import datasets, experiment, probes, provenance, registry, store
+from krum import datasets, experiment, probes, provenance, registry, store, verification
 from krum.errors import InputError
 
 
@@ -72,7 +72,7 @@ def collect(arguments: argparse.Namespace) -> None:
         _, found = store.read(path)
         if "cell" not in found and "probe" not in found:
             raise InputError(f"{path}: not a single curve or probe; give files from results/curves or results/probes")
-        if found["code"] != _digest(found):
+        if found["code"] != verification.code_digest(found):
             raise InputError(f"{path}: computed by other code than today's; delete it and run snakemake again")
     source = {
         "experiment": {"name": spec.name, "title": spec.title, "claim": spec.claim, "figure": dict(spec.figure)},
@@ -83,13 +83,6 @@ def collect(arguments: argparse.Namespace) -> None:
     store.write_experiment(spec.name, arguments.curves, arguments.output, source)
 
 
-def _digest(metadata: dict) -> str:
-    """Today's digest of the code that computes a curve or probe."""
-    if "probe" in metadata:
-        return provenance.probe_digest(experiment.Probe.from_json(json.dumps(metadata["probe"])))
-    return provenance.code_digest(experiment.Cell.from_json(json.dumps(metadata["cell"])))
-
-
 def claims(arguments: argparse.Namespace) -> None:
     """Evaluate every claim from the results alone, and write the figures' captions."""
     import pyarrow as pa
@@ -97,12 +90,12 @@ def claims(arguments: argparse.Namespace) -> None:
     from krum import claims as scorecard
     from krum import report
 
-    results, sources, overrides = {}, {}, {}
+    results, digests, overrides = {}, {}, {}
     for path in arguments.results:
         rows, metadata = store.read(path)
         if "experiment" not in metadata:
             raise InputError(f"{path}: not an experiment's results; give results/<experiment>.parquet")
-        results[metadata["experiment"]["name"]], sources[path.stem] = rows, metadata["git"]
+        results[metadata["experiment"]["name"]], digests[path.stem] = rows, store.file_digest(path)
         overrides.update(metadata["overrides"])
     claimed = [claim for claim in scorecard.load() if claim.experiment in results]
     claimed = scorecard.untouched(claimed, overrides)
@@ -113,7 +106,7 @@ def claims(arguments: argparse.Namespace) -> None:
     experiments = experiment.load_all()
     with store.replacing(arguments.captions) as temporary:
         temporary.write_text(report.to_json(report.captions(experiments, results, evaluated)), encoding="utf-8")
-    store.write_table(pa.Table.from_pandas(evaluated, preserve_index=False), arguments.output, {"results": sources})
+    store.write_table(pa.Table.from_pandas(evaluated, preserve_index=False), arguments.output, {"digests": digests})
     print(report.tally(evaluated))
 
 
@@ -175,8 +168,23 @@ def figure(arguments: argparse.Namespace) -> None:
     rows, metadata = store.read(arguments.results)
     if "experiment" not in metadata:
         raise InputError(f"{arguments.results}: a single curve; give results/<experiment>.parquet")
-    for path in plots.save(plots.draw(rows, metadata["experiment"]), arguments.output):
+    for path in plots.save(
+        plots.draw(rows, metadata["experiment"]), arguments.output, store.file_digest(arguments.results)
+    ):
         print(path)
+
+
+def verify(arguments: argparse.Namespace) -> None:
+    """Check that data, results and figures belong to each other and to today's code and experiments."""
+    count, wrong = 0, 0
+    for path, problem in verification.verify(arguments.results, arguments.figures):
+        count += 1
+        if problem is not None:
+            wrong += 1
+            print(f"{path}: {problem}")
+    if wrong:
+        raise InputError(f"verify: {wrong} of {count} files are not current; snakemake builds what is missing or stale")
+    print(f"verify: {count} files, all current")
 
 
 def cells(arguments: argparse.Namespace) -> None:
@@ -238,6 +246,9 @@ def parser() -> argparse.ArgumentParser:
     one = command(figure)
     one.add_argument("results", type=Path, help="results/<name>.parquet")
     one.add_argument("--output", type=Path, required=True, help="the figure's path without .png or .pdf")
+    one = command(verify)
+    one.add_argument("--results", type=Path, default=Path("results"), help="default results")
+    one.add_argument("--figures", type=Path, default=Path("figures"), help="default figures")
     one = command(cells)
     one.add_argument("experiment", type=Path, help="experiments/<name>.yaml")
     return result

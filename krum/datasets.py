@@ -76,7 +76,7 @@ _KEPT: dict[str, Samples] = {}
 def keep_in_memory() -> None:
     """Load what is there and not yet in memory, for the children of this process. Damaged files are left to them."""
     for name, entry in DATASETS.items():
-        if name not in _KEPT and all(_find(DATA, file) for file in entry.checksums):
+        if name not in _KEPT and all(find(DATA, file) for file in entry.checksums):
             with suppress(InputError):
                 _KEPT[name] = entry.read(DATA)
 
@@ -84,7 +84,7 @@ def keep_in_memory() -> None:
 def obtain(name: str, folder: Path = DATA) -> dict[str, str]:
     """Make sure that the data set's files are there, fetching what is missing. Returns their checksums."""
     entry = lookup(DATASETS, name, "data set")
-    missing = [file for file in entry.checksums if _find(folder, file) is None]
+    missing = [file for file in entry.checksums if find(folder, file) is None]
     if missing and entry.fetch is not None:
         entry.fetch(folder)
     for file in entry.checksums:
@@ -141,8 +141,8 @@ def _keep(array: np.ndarray, path: Path) -> None:
 # ------------------------------------------------------------------------------------------------------ the files
 
 
-def _find(folder: Path, file: str) -> Path | None:
-    """The user's or our copy of a file, plain or compressed."""
+def find(folder: Path, file: str) -> Path | None:
+    """The user's or our copy of a data set's file, plain or compressed, if there is one."""
     name = Path(file).name
     for candidate in (folder / file, folder / name):
         for path in (candidate, candidate.with_name(candidate.name + ".gz")):
@@ -153,7 +153,7 @@ def _find(folder: Path, file: str) -> Path | None:
 
 def read_checked(folder: Path, name: str, file: str) -> bytes:
     """The uncompressed bytes of one of a data set's files, if they are the published ones; InputError otherwise."""
-    path = _find(folder, file)
+    path = find(folder, file)
     if path is None:
         raise InputError(f"{folder / file}: not found; get it with `python -m krum data {name}`, or put a copy there")
     try:
@@ -237,7 +237,7 @@ def _fetch_mnist(folder: Path) -> None:
                 raise InputError(f"MNIST download: {file} has {found}, expected {expected}; run the command again")
         (folder / _MNIST_RAW).mkdir(parents=True, exist_ok=True)
         for file in _MNIST:
-            if _find(folder, file) is None:
+            if find(folder, file) is None:
                 (Path(scratch) / file).replace(folder / file)
 
 

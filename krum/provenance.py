@@ -37,10 +37,7 @@ def code_digest(cell: Cell) -> str:
 
 def probe_digest(probe: Probe) -> str:
     """sha256 over the code and the library versions that decide the probe's rows."""
-    parts = [
-        _module(name)
-        for name in ("aggregation", "aggregators", "distances", "kernels", "selection", "store", "theory", "vectors")
-    ]
+    parts = [_module(name) for name in AGGREGATION]
     if probe.name in TRAINING:
         parts += [_module(name) for name in (*ENGINE, "attacks")]
     parts += [_module(name) for name in USES[probe.name]]

@@ -4,6 +4,7 @@ Equal curves give equal bytes: no clock, no host, one row group, fixed compressi
 when it is complete.
 """
 
+import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -123,6 +124,12 @@ def _read(path: Path) -> tuple[pa.Table, dict[str, Any]]:
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: cannot be read ({' '.join(str(error).split())[:120]}); {remedy}") from None
     return table, metadata
+
+
+def file_digest(path: Path) -> str:
+    """`sha256:hexadecimal digest` of a file."""
+    with Path(path).open("rb") as file:
+        return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
 
 
 def write_table(table: pa.Table, path: Path, metadata: Mapping[str, Any]) -> None:

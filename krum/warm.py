@@ -69,7 +69,7 @@ def serve(listening: socket.socket, path: Path) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a Ctrl-C, the workflow and the waiting jobs hear, and end this
     threading.Thread(target=_end_with_the_workflow, args=(path,), daemon=True).start()
 
-    from krum import claims, datasets, plots, report, simulation  # noqa: F401  what jobs import
+    from krum import claims, datasets, kernels, plots, report, simulation  # noqa: F401  what jobs import
     from krum.__main__ import main
 
     while True:

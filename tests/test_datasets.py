@@ -14,7 +14,7 @@ from krum.datasets import DATA, DATASETS
 from krum.errors import InputError
 
 HAVE_MNIST = pytest.mark.skipif(
-    datasets._find(DATA, "MNIST/raw/train-images-idx3-ubyte") is None, reason="MNIST is not there; `make data` gets it"
+    datasets.find(DATA, "MNIST/raw/train-images-idx3-ubyte") is None, reason="MNIST is not there; `make data` gets it"
 )
 MNIST_FILES = list(DATASETS["mnist"].checksums)
 
@@ -38,7 +38,7 @@ def test_mnist():
 
 @pytest.mark.parametrize("name", DATASETS)
 def test_the_registry_tells_what_the_files_hold(name):
-    if name == "mnist" and datasets._find(DATA, MNIST_FILES[0]) is None:
+    if name == "mnist" and datasets.find(DATA, MNIST_FILES[0]) is None:
         pytest.skip("MNIST is not there")
     entry, samples = DATASETS[name], datasets.load(name)
     assert samples.features.shape == (entry.samples, entry.features)

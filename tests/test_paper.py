@@ -19,7 +19,7 @@ ROUNDS = 500
 @cache
 def final_errors(dataset, aggregator, attack):
     """The error after 500 rounds, one value per seed."""
-    if dataset == "mnist" and datasets._find(datasets.DATA, "MNIST/raw/train-images-idx3-ubyte") is None:
+    if dataset == "mnist" and datasets.find(datasets.DATA, "MNIST/raw/train-images-idx3-ubyte") is None:
         pytest.skip("MNIST is not there; `make data` gets it")
     specs = experiment.load_all()
     (cell,) = {
