@@ -67,7 +67,7 @@ def measured(over, unit, x, repeat, seconds, first=None):
 
 def aggregation(n, d, seed, device):
     """Seconds of Krum of new vectors."""
-    return machine.timed(partial(ours, vectors(n, d, seed, device), most_faults(n), None), device)
+    return machine.call(partial(ours, vectors(n, d, seed, device), most_faults(n), None), device)
 
 
 def replica_round(simulation, rounds):

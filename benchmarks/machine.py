@@ -1,5 +1,6 @@
 """What this machine is, and the two rates that bound any aggregation or training step on it."""
 
+import math
 import os
 import platform
 import time
@@ -21,6 +22,20 @@ def timed(function, device):
     function()
     wait(device)
     return time.perf_counter() - start
+
+
+def call(function, device, least=0.02):
+    """The seconds that a call takes; of a short one, the mean over as many as fill `least` seconds."""
+    first = timed(function, device)
+    if first >= least:
+        return first
+    count = math.ceil(least / first)
+
+    def several():
+        for _ in range(count):
+            function()
+
+    return timed(several, device) / count
 
 
 def seconds(function, device, repeat=9):
