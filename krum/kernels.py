@@ -47,9 +47,11 @@ SEEN_AS = {torch.float32: np.float32, torch.float64: np.float64, torch.float16: 
 def fit(parts: Sequence[Part]) -> bool:
     """The kernels can read them: on the CPU, and the numbers of a row one after the other."""
     for part in parts:
-        for row in (part[0],) if isinstance(part, Tensor) else part:
-            if row.device.type != "cpu" or row.dtype not in SEEN_AS or (len(row) > 1 and row.stride(0) != 1):
-                return False
+        first = part[0]
+        if first.device.type != "cpu" or first.dtype not in SEEN_AS:
+            return False
+        if not all(row.is_contiguous() for row in ((first,) if isinstance(part, Tensor) else part)):
+            return False
     return True
 
 

@@ -31,7 +31,7 @@ class Vectors:
         if vector is None:
             last = [part[0].new_zeros(part[0].shape) for part in self.parts]
         else:
-            last = [leaf.reshape(-1) for leaf in _leaves(vector, "previous")]
+            last = [_flat(leaf) for leaf in _leaves(vector, "previous")]
         expected, found = ([leaf.shape for leaf in leaves] for leaves in ([part[0] for part in self.parts], last))
         if expected != found or not all(bool(leaf.isfinite().all()) for leaf in last):
             shapes = [tuple(shape) for shape in found]
@@ -50,16 +50,17 @@ def read(given: Any) -> Vectors:
     if not given:
         raise InputError(f"vectors: found an empty {type(given).__name__}; {FORMS}")
     vectors = [_leaves(vector, f"vectors[{i}]") for i, vector in enumerate(given)]
-    first = [(leaf.shape, leaf.dtype, leaf.device) for leaf in vectors[0]]
+    names = list(given[0]) if isinstance(given[0], Mapping) else None
     for i, vector in enumerate(vectors):
-        own = [(leaf.shape, leaf.dtype, leaf.device) for leaf in vector]
-        names = list(given[0]) if isinstance(given[0], Mapping) else None
-        if own != first or (names is not None and list(given[i]) != names):
-            raise InputError(f"vectors[{i}]: found {_described(given[i], own)}, but vectors[0] is "
-                             f"{_described(given[0], first)}; give n vectors of one form")  # fmt: skip
+        alike = len(vector) == len(vectors[0]) and all(map(_alike, vector, vectors[0]))
+        if not alike or (names is not None and list(given[i]) != names):
+            raise InputError(
+                f"vectors[{i}]: found {_described(given[i], vector)}, but vectors[0] is "
+                f"{_described(given[0], vectors[0])}; give n vectors of one form"
+            )
     if not any(leaf.numel() for leaf in vectors[0]):
         raise InputError(f"vectors: found no numbers in vectors[0]; {FORMS}")
-    flat: list[Part] = [[leaf.reshape(-1) for leaf in part] for part in zip(*vectors, strict=True)]
+    flat: list[Part] = [[_flat(leaf) for leaf in part] for part in zip(*vectors, strict=True)]
     return Vectors(flat, lambda parts: _like(given[0], parts))
 
 
@@ -82,11 +83,20 @@ def _like(vector: Any, parts: Sequence[Tensor]) -> Any:
     return whole.numpy() if isinstance(vector, np.ndarray) else whole
 
 
-def _described(vector: Any, leaves: Sequence[tuple[torch.Size, torch.dtype, torch.device]]) -> str:
-    shapes = ", ".join(f"{tuple(shape)} {str(dtype).removeprefix('torch.')}" for shape, dtype, _ in leaves[:4])
+def _flat(leaf: Tensor) -> Tensor:
+    return leaf if leaf.ndim == 1 else leaf.reshape(-1)
+
+
+def _alike(one: Tensor, other: Tensor) -> bool:
+    return one.shape == other.shape and one.dtype == other.dtype and one.device == other.device
+
+
+def _described(vector: Any, leaves: Sequence[Tensor]) -> str:
+    if not leaves:
+        return f"an empty {type(vector).__name__}"
+    shapes = ", ".join(f"{tuple(leaf.shape)} {str(leaf.dtype).removeprefix('torch.')}" for leaf in leaves[:4])
     names = f" with keys {list(vector)[:4]}" if isinstance(vector, Mapping) else ""
-    return f"{len(leaves)} tensors ({shapes}{', ...' if len(leaves) > 4 else ''}){names} on {leaves[0][2]}" if leaves \
-        else f"an empty {type(vector).__name__}"  # fmt: skip
+    return f"{len(leaves)} tensors ({shapes}{', ...' if len(leaves) > 4 else ''}){names} on {leaves[0].device}"
 
 
 def as_tensor(array: Any, what: str) -> Tensor:
@@ -101,4 +111,4 @@ def as_tensor(array: Any, what: str) -> Tensor:
         raise TypeError(f"{what}: found {type(array).__name__}; give a torch tensor or a numpy array")
     if not array.is_floating_point():
         raise TypeError(f"{what}: found a tensor of {array.dtype}; give a floating dtype")
-    return array.detach()
+    return array.detach() if array.requires_grad else array
