@@ -1,4 +1,4 @@
-"""The two sums that aggregation spends its time on, over rows where they lie, compiled for this processor by numba.
+"""The sums that aggregation spends its time on, over rows where they lie, compiled for this processor by numba.
 
 Each takes the n vectors as addresses, so that a matrix and a list of tensors are read alike and nothing is copied, and
 computes a tile of 4 x 4 pairs at a time: eight numbers are loaded for sixteen products, and stay in registers. Only
@@ -7,6 +7,7 @@ half of a symmetric matrix is computed, and chunks of columns are short enough f
 - `products`: inner products of float32, float16 or bfloat16 vectors. Products and sums are float32, in LANES sums side
   by side over one chunk, which are added up in float64.
 - `squared_differences`: `||V_i - V_j||^2` in float64 from the differences, which cancel nothing.
+- `weighted_sum`: a rule's combination of the rows, in float64.
 
 Columns are cut into spans by their number alone, and spans are added in order: threads change no bit. Same values in
 two rows give the same bits.
@@ -158,26 +159,30 @@ def _over_spans(left: list[_Rows], right: list[_Rows], symmetric: bool, chunk: i
     """The sums over all columns of all pairs; `zero` is of the type that sums have, which says what is summed."""
     rows, columns = left[0].addresses.shape[1], right[0].addresses.shape[1]
     total = np.zeros((rows, columns))
-    threads = torch.get_num_threads()
     for mine, others in zip(left, right, strict=True):
-        d, a = mine.d, mine.padded
-        b = a if others is mine else others.padded
-        spans = max(1, min(SPANS, rows * columns * d // SPAN_WORK, d // chunk))
-        spans = 2 ** (spans.bit_length() - 1)  # a power of two divides among most numbers of cores
-        cuts = [d * i // spans // chunk * chunk for i in range(spans)] + [d]
-
-        def add(out: np.ndarray, first: int, last: int, a: Any = a, b: Any = b, some: _Rows = mine) -> np.ndarray:
-            _add_tiles(a, b, some.lengths, symmetric, first, last, chunk, some.like, zero, out)
-            return out
-
-        if spans == 1:
-            add(total, 0, d)
-        else:
-            for out in _in_threads(lambda i, j: add(np.zeros((rows, columns)), i, j), cuts, threads):
-                total += out
+        _add_spans(mine, others, symmetric, chunk, zero, total)
     if symmetric:
         _mirror(total)
     return torch.from_numpy(total)
+
+
+def _add_spans(left: _Rows, right: _Rows, symmetric: bool, chunk: int, zero: np.floating, total: np.ndarray) -> None:
+    d, shape, a = left.d, total.shape, left.padded
+    b = a if right is left else right.padded
+    spans = max(1, min(SPANS, total.size * d // SPAN_WORK, d // chunk))
+    spans = 2 ** (spans.bit_length() - 1)  # a power of two divides among most numbers of cores
+    cuts = [d * i // spans // chunk * chunk for i in range(spans)] + [d]
+
+    def span(first: int, last: int, out: np.ndarray | None = None) -> np.ndarray:
+        out = np.zeros(shape) if out is None else out
+        _add_tiles(a, b, left.lengths, symmetric, first, last, chunk, left.like, zero, out)
+        return out
+
+    if spans == 1:
+        span(0, d, total)
+    else:
+        for out in _in_threads(span, cuts, torch.get_num_threads()):
+            total += out
 
 
 def _in_threads(span: Callable[[int, int], Any], cuts: Sequence[int], threads: int) -> Iterable[Any]:

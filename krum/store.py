@@ -4,7 +4,6 @@ Equal curves give equal bytes: no clock, no host, one row group, fixed compressi
 when it is complete.
 """
 
-import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from krum import datasets
 from krum.errors import InputError
 from krum.experiment import Cell, Probe
 
@@ -128,8 +128,7 @@ def _read(path: Path) -> tuple[pa.Table, dict[str, Any]]:
 
 def file_digest(path: Path) -> str:
     """`sha256:hexadecimal digest` of a file."""
-    with Path(path).open("rb") as file:
-        return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
+    return datasets.digest(Path(path).read_bytes(), "sha256")
 
 
 def write_table(table: pa.Table, path: Path, metadata: Mapping[str, Any]) -> None:
