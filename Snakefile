@@ -83,7 +83,7 @@ rule curve:
         digest=lambda wildcards: PLAN.digest(wildcards.curve),  # a change of code runs it again
         module="krum.warm",
     shell:
-        "python -m {params.module} curve --cell {params.cell:q} --threads {threads} --output {output} > {log} 2>&1"
+        "python -m {params.module} curve --cell {params.cell:q} --output {output} > {log} 2>&1"
 
 
 use rule curve as long_curve with:  # begun first, so that no core waits for the last one
@@ -210,6 +210,7 @@ use rule scorecard as review_scorecard with:
 
 onstart:
     planning.check_device(PLAN.device)
+    planning.check_folders(RESULTS, FIGURES)
     warm.start()
 
 

@@ -4,10 +4,15 @@ import argparse
 import json
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
-from krum import datasets, experiment, probes, provenance, registry, store, verification
+from krum import datasets, experiment, probes, provenance, store, verification
 from krum.errors import InputError
+
+Given = TypeVar("Given")
+WRITTEN = ("output", "captions", "page", "table")  # arguments that name a file to write
 
 
 def data(arguments: argparse.Namespace) -> None:
@@ -21,18 +26,10 @@ def data(arguments: argparse.Namespace) -> None:
 
 def curve(arguments: argparse.Namespace) -> None:
     """Simulate one cell, all its seeds."""
-    import torch
-
     from krum import simulation
 
-    try:
-        cell = experiment.Cell.from_json(arguments.cell)
-    except (ValueError, TypeError, KeyError) as error:
-        raise InputError(f"--cell: not a cell ({error}); take one from `python -m krum cells`") from None
+    cell = _given("--cell", experiment.Cell.from_json, arguments.cell)
     device = simulation.pick_device(arguments.device)
-    if arguments.threads < 1:
-        raise InputError(f"--threads: found {arguments.threads}; give a positive number")
-    torch.set_num_threads(arguments.threads)
     columns = simulation.simulate(cell, device=arguments.device, progress=_progress(cell))
     source = {
         "code": provenance.code_digest(cell),
@@ -48,12 +45,8 @@ def probe(arguments: argparse.Namespace) -> None:
     import torch
 
     torch.set_num_threads(1)
-    try:
-        chosen = experiment.Probe.from_json(arguments.probe)
-    except (ValueError, TypeError, KeyError) as error:
-        raise InputError(f"--probe: not a probe ({error}); take one from `python -m krum cells`") from None
-    function, options = registry.lookup(probes.PROBES, chosen.name, "probe"), dict(chosen.options)
-    registry.check_options(f"probe {chosen.name}", function, options)
+    chosen = _given("--probe", experiment.Probe.from_json, arguments.probe)
+    function, options = probes.PROBES[chosen.name], dict(chosen.options)
     rows = [{"seed": seed, **row} for seed in range(chosen.seeds) for row in function(seed, **options)]
     source = {"code": provenance.probe_digest(chosen), "libraries": provenance.libraries()}
     if chosen.dataset is not None:
@@ -61,19 +54,31 @@ def probe(arguments: argparse.Namespace) -> None:
     store.write_probe(chosen, rows, arguments.output, source)
 
 
+def _given(flag: str, read: Callable[[str], Given], text: str) -> Given:
+    try:
+        return read(text)
+    except InputError as error:
+        raise InputError(f"{flag}: {error}; take one from `python -m krum cells`") from None
+
+
 def collect(arguments: argparse.Namespace) -> None:
     """Join an experiment's curves into its results."""
     try:
         overrides = json.loads(arguments.overrides)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"--overrides: not JSON ({error})") from None
     spec = experiment.load(arguments.experiment, overrides)
+    asked = verification.slugs(spec)
     for path in arguments.curves:
         _, found = store.read(path)
         if "cell" not in found and "probe" not in found:
             raise InputError(f"{path}: not a single curve or probe; give files from results/curves or results/probes")
         if found["code"] != verification.code_digest(found):
             raise InputError(f"{path}: computed by other code than today's; delete it and run snakemake again")
+        slug = verification.part_of(found).slug
+        if slug not in asked:
+            raise InputError(f"{path}: holds {slug}, which {arguments.experiment} does not ask for or has already")
+        asked.remove(slug)
     source = {
         "experiment": {"name": spec.name, "title": spec.title, "claim": spec.claim, "figure": dict(spec.figure)},
         "yaml": spec.source,
@@ -135,7 +140,11 @@ def gallery(arguments: argparse.Namespace) -> None:
     from krum import report
 
     rows, _ = store.read(arguments.results / "claims.parquet")
-    texts = json.loads((arguments.results / "captions.json").read_text(encoding="utf-8"))
+    captions = arguments.results / "captions.json"
+    try:
+        texts = json.loads(captions.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{captions}: cannot be read ({error}); build it with snakemake") from None
     chosen = {name: spec for name, spec in experiment.load_all().items() if spec.part != "review"}
     report.gallery(chosen, rows, texts, arguments.figures, experiment.EXPERIMENTS.parent)
 
@@ -176,6 +185,8 @@ def figure(arguments: argparse.Namespace) -> None:
 
 def verify(arguments: argparse.Namespace) -> None:
     """Check that data, results and figures belong to each other and to today's code and experiments."""
+    if not arguments.results.is_dir():
+        raise InputError(f"{arguments.results}: is no folder; give the one in which the results are")
     count, wrong = 0, 0
     for path, problem in verification.verify(arguments.results, arguments.figures):
         count += 1
@@ -218,7 +229,6 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--output", type=Path, required=True, help="the parquet file")
     device = os.environ.get(experiment.DEVICE, "auto")
     one.add_argument("--device", default=device, help=f"auto, cpu or cuda (default {device})")
-    one.add_argument("--threads", type=int, default=1, help="CPU threads (default 1)")
     one = command(collect)
     one.add_argument("experiment", type=Path, help="experiments/<name>.yaml")
     one.add_argument("curves", type=Path, nargs="+", help="the curves' and probes' parquet files, in order")
@@ -257,6 +267,9 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
     try:
+        for path in (getattr(arguments, name, None) for name in WRITTEN):
+            if path is not None:
+                store.check_place(path)
         arguments.function(arguments)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)

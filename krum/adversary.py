@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from krum.gradients import ExplicitGradients, WorkerGradients
+from krum.models import product
 
 
 class ByzantineVectors:
@@ -139,9 +140,9 @@ class Linear(ByzantineVectors):
             among = among + _for_all(_for_all(explicit, f, 1), f, 2)
         if self.coefficients is not None:
             coefficients = _for_all(self.coefficients.double(), f, 1)
-            mixed = coefficients @ with_honest
-            of_combinations = gram @ coefficients.mT
-            among = among + mixed + mixed.mT + coefficients @ of_combinations
+            mixed = product(coefficients, with_honest)
+            of_combinations = product(gram, coefficients.mT)
+            among = among + mixed + mixed.mT + product(coefficients, of_combinations)
             with_honest = with_honest + of_combinations
         return with_honest, among
 
@@ -233,7 +234,7 @@ class Gaussian(ByzantineVectors):
         device = adversary.honest_gram.device
         z = torch.from_numpy(in_span).to(device)
         triangular = torch.from_numpy(rest).to(device)
-        with_honest = _square_root(adversary.honest_gram) @ z.mT
+        with_honest = product(_square_root(adversary.honest_gram), z.mT)
         among = z @ z.mT + triangular @ triangular.mT
         return self.standard_deviation * with_honest, self.standard_deviation**2 * among
 
@@ -271,12 +272,12 @@ class Gaussian(ByzantineVectors):
         fresh = torch.stack([adversary.draw(r, weights.shape[1]) for r in needed.tolist()]).to(weights.device)
         gram, some = adversary.honest_gram[needed], weights[needed].double()
         with_honest, among = (part[needed] for part in self._drawn)
-        with_honest, among = with_honest @ some.mT, some @ among @ some.mT
+        with_honest, among = product(with_honest, some.mT), product(some @ among, some.mT)
         inverse = torch.linalg.pinv(gram.nan_to_num(), rtol=10 * torch.finfo(weights.dtype).eps, hermitian=True)
-        projection = inverse @ with_honest
+        projection = product(inverse, with_honest)
         rest = _square_root(among - with_honest.mT @ projection)
         fresh_with_honest = adversary.gradients.of_replicas(needed).inner_products(fresh)
-        fresh_projection = inverse @ fresh_with_honest
+        fresh_projection = product(inverse, fresh_with_honest)
         fresh_rest = fresh.bmm(fresh.mT).double() - fresh_with_honest.mT @ fresh_projection
         of_fresh = torch.linalg.solve(_square_root(fresh_rest), rest, left=False)
         of_honest = projection.mT - of_fresh @ fresh_projection.mT

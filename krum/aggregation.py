@@ -93,9 +93,7 @@ def weights(gram: Array, aggregator: str = "krum", f: int | None = None, **optio
     if rule.sees == "vectors":
         raise InputError(f"{rule.name} needs the vectors' coordinates and has no weights; call krum.aggregate")
     rule, context, options, f = checked(aggregator, tensor.shape[-1], f, options)
-    scale = tensor.diagonal(dim1=-2, dim2=-1).abs().nan_to_num(0.0, 0.0, 0.0).amax() if tensor.numel() else 0
-    if bool(((tensor - tensor.mT).abs() > 0.01 * scale).any()):
-        raise InputError("gram: found a matrix that is not symmetric; give the inner products of n vectors")
+    _check_gram(tensor)
     given = tensor.shape[-1]
     if rule.previous:  # it begins at zero, whose inner products are zero
         tensor = torch.nn.functional.pad(tensor, (0, 1, 0, 1))
@@ -108,6 +106,25 @@ def weights(gram: Array, aggregator: str = "krum", f: int | None = None, **optio
     refuse_weighted(rule, infinite, result)
     result = result[..., :given]
     return result.numpy() if isinstance(gram, np.ndarray) else result
+
+
+def _check_gram(gram: Tensor) -> None:
+    """Raise InputError for matrices that cannot hold inner products, but for rounding: distances, for example."""
+    wrong = "give the inner products of n vectors"
+    lengths = gram.diagonal(dim1=-2, dim2=-1).double()
+    finite = lengths.isfinite()
+    both = finite[..., :, None] & finite[..., None, :]
+    squares = lengths.where(finite, 0.0)
+    slack = 0.01 * squares.abs().amax(-1)[..., None, None]
+    unlike = gram.double() - gram.mT.double()
+    if bool((both & ~(unlike.abs() <= slack) & ~(gram.isnan() & gram.mT.isnan())).any()):
+        raise InputError(f"gram: found a matrix that is not symmetric; {wrong}")
+    rounding = torch.finfo(gram.dtype).eps * slack
+    if bool((squares < -rounding[..., 0]).any()) or bool((lengths == -torch.inf).any()):
+        raise InputError(f"gram: found negative numbers on the diagonal, which squared lengths never are; {wrong}")
+    longest = (squares.clamp(min=0)[..., :, None] * squares.clamp(min=0)[..., None, :]).sqrt()
+    if bool((both & (gram.double().abs() > 1.01 * longest + rounding)).any()):
+        raise InputError(f"gram: found numbers beyond |V_i| |V_j|, as among distances, not inner products; {wrong}")
 
 
 def _weights(rule: Aggregator, parts: Sequence[Part], f: int, options: dict[str, Any]) -> Tensor:
@@ -123,9 +140,14 @@ def _weights(rule: Aggregator, parts: Sequence[Part], f: int, options: dict[str,
 def weigh(rule: Aggregator, squared: Tensor, f: int, options: dict[str, Any]) -> Tensor:
     """The weights `[n]` that a Gram rule gives to n vectors at squared distances `[n, n]`. Raises InputError."""
     infinite = ~squared.diagonal().isfinite()
-    if not bool(infinite.any()):
+    if not bool(squared.isinf().any()):
         return rule(squared, f, **options)
     refuse_too_many(infinite, f)
+    if rule.sees == "distances" and bool(((squared.isinf() & ~infinite[None]).sum(-1) > f)[~infinite].all()):
+        raise InputError(
+            f"vectors: none has more than {len(squared) - f - 2} others at a distance whose square is a "
+            f"float64; scale them all down"
+        )
     chosen = rule(squared, f, **options)
     refuse_weighted(rule, infinite, chosen)
     return chosen

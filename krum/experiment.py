@@ -9,6 +9,7 @@ import hashlib
 import inspect
 import itertools
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -25,8 +26,8 @@ from krum.aggregators import AGGREGATORS
 from krum.attacks import ATTACKS, LASTING, LEAST_BYZANTINE
 from krum.datasets import DATASETS
 from krum.errors import InputError, unknown
-from krum.models import MODELS, build
-from krum.registry import check_options, lookup
+from krum.models import MODELS, build, dimension
+from krum.registry import LARGEST, check_options, lookup
 
 EXPERIMENTS = Path(__file__).resolve().parent.parent / "experiments"
 NOT_EXPERIMENTS = ("claims", "defaults", "schema")
@@ -44,7 +45,9 @@ TAKEN = (
 )  # the workflow's rules; an experiment is a target like them
 
 DEVICE = "KRUM_DEVICE"  # environment variable: the device of the workflow's jobs
-LARGEST = 1e30
+MOST_CELLS = 100_000  # of an experiment
+MOST_NODES = 100_000  # of a YAML file, its aliases written out
+LARGEST_MODEL = 10**8  # parameters
 
 Options = tuple[tuple[str, Any], ...]
 
@@ -94,11 +97,15 @@ class Cell:
 
     @classmethod
     def from_json(cls, text: str) -> "Cell":
-        """The cell that `to_json` wrote."""
-        fields = json.loads(text)
-        for key in ("model_options", "aggregator_options", "attack_options"):
-            fields[key] = _frozen(dict(fields[key]))
-        return cls(**fields)
+        """The cell that `to_json` wrote. Raises InputError where it is none that an experiment could ask for."""
+        try:
+            fields = json.loads(text)
+            for key in ("model_options", "aggregator_options", "attack_options"):
+                fields[key] = _frozen(dict(fields[key]))
+            cell = cls(**fields)
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
+            raise InputError(f"not a cell ({type(error).__name__}: {error})") from None
+        return _checked_cell(cell)
 
     @property
     def slug(self) -> str:
@@ -122,9 +129,13 @@ class Probe:
 
     @classmethod
     def from_json(cls, text: str) -> "Probe":
-        """The probe that `to_json` wrote."""
-        fields = json.loads(text)
-        return cls(**{**fields, "options": _frozen(dict(fields["options"]))})
+        """The probe that `to_json` wrote. Raises InputError where it is none that an experiment could ask for."""
+        try:
+            fields = json.loads(text)
+            probe = cls(**{**fields, "options": _frozen(dict(fields["options"]))})
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
+            raise InputError(f"not a probe ({type(error).__name__}: {error})") from None
+        return _probe("not a probe", {**dict(probe.options), "name": probe.name, "seeds": probe.seeds}, None, 1)
 
     @property
     def dataset(self) -> str | None:
@@ -279,6 +290,8 @@ def _unfolded(where: str, block: Mapping[str, Any]) -> list[dict[str, Any]]:
     for key, values in lists.items():
         if not values:
             raise InputError(f"{where}.{key}: found an empty list; give at least one value")
+    if (count := math.prod(map(len, lists.values()))) > MOST_CELLS:
+        raise InputError(f"{where}: its lists multiply to {count:,} combinations; give at most {MOST_CELLS:,}")
     return [dict(zip(lists, combination, strict=True)) for combination in itertools.product(*lists.values())]
 
 
@@ -321,7 +334,11 @@ def _cell(
         attack, attack_options = _named(parameters["attack"])
         check_options(f"model {model}", lookup(MODELS, model, "model"), model_options)
         check_options(f"attack {attack}", lookup(ATTACKS, attack, "attack"), attack_options)
-        build(model, model_options, dataset.features, dataset.classes)
+        parameters_of_model = dimension(build(model, model_options, dataset.features, dataset.classes))
+        if parameters_of_model > LARGEST_MODEL:
+            raise InputError(
+                f"model {model} has {parameters_of_model:,} parameters; give one of at most {LARGEST_MODEL:,}"
+            )
         byzantine = _byzantine(parameters)
         fault_rate = 0.0 if attack == "none" else float(parameters.get("fault_rate", 0.0))
         if fault_rate and byzantine:
@@ -393,6 +410,33 @@ def _cell(
     )
 
 
+def _checked_cell(cell: Cell) -> Cell:
+    """The cell, if it is what its own parameters make: InputError otherwise."""
+    where = "not a cell"
+    attack = {"name": cell.attack, **dict(cell.attack_options)} if cell.attack_options else cell.attack
+    parameters = {
+        **{key: value for key, value in asdict(cell).items() if not key.endswith("_options")},
+        "model": {"name": cell.model, **_thawed(cell.model_options)},
+        "aggregator": {"name": cell.aggregator, **_thawed(cell.aggregator_options)},
+        "attack": attack,
+    }
+    byzantine = parameters.pop("byzantine")
+    if cell.compare_with is None:
+        del parameters["compare_with"]
+    _validate(parameters, "parameters", where)
+    made = _cell(where, parameters, {}, 0, outside_guarantee=True)
+    for key, found in asdict(cell).items():
+        expected = getattr(made, key)
+        if found != expected or type(found) is not type(expected):
+            raise InputError(f"{where}: {key}: found {found!r:.60}; with its other parameters it is {expected!r:.60}")
+    assert byzantine == made.byzantine
+    return cell
+
+
+def _thawed(options: Options) -> dict[str, Any]:
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in options}
+
+
 def one_cell(parameters: Mapping[str, Any], folder: Path = EXPERIMENTS) -> Cell:
     """The cell of some parameters, with the rest as in defaults.yaml. Raises InputError."""
     _validate(parameters, "parameters", "parameters")
@@ -416,7 +460,13 @@ def _frozen(options: Mapping[str, Any]) -> Options:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML's safe loader, which also refuses a key given twice and reads 1e-3 as a number."""
+    """YAML's safe loader, which also refuses a key given twice and aliases without end, and reads 1e-3 as a number."""
+
+    def get_single_node(self) -> yaml.Node | None:
+        node = super().get_single_node()
+        if node is not None:
+            _written_out(node, {})
+        return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         seen = set()
@@ -434,6 +484,18 @@ _Loader.yaml_implicit_resolvers = {k: list(v) for k, v in yaml.SafeLoader.yaml_i
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
 )
+
+
+def _written_out(node: yaml.Node, known: dict[int, int]) -> int:
+    """How many nodes there are where every alias is written out; an error where they have no end, or nearly none."""
+    if id(node) not in known:
+        known[id(node)] = MOST_NODES  # until it is known: whoever meets it now is inside of it
+        parts = [one for pair in node.value for one in pair] if isinstance(node, yaml.MappingNode) else node.value
+        within = 0 if isinstance(node, yaml.ScalarNode) else sum(_written_out(part, known) for part in parts)
+        known[id(node)] = 1 + within
+    if known[id(node)] > MOST_NODES:
+        raise yaml.constructor.ConstructorError(None, None, "its aliases go round or grow without end", node.start_mark)
+    return known[id(node)]
 
 
 def defaults_fidelity(folder: Path = EXPERIMENTS) -> dict[str, str]:

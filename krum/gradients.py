@@ -21,7 +21,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from krum.models import Model, outer_sums
+from krum.models import Model, outer_sums, product
 
 Branch = Literal["samples", "gradients"]
 
@@ -216,7 +216,7 @@ class ExplicitGradients:
 
     def inner_products(self, vectors: Tensor) -> Tensor:
         """With flat `vectors [R, e, d]`: [R, h, e] float64."""
-        return self.flat.bmm(vectors.mT).double()
+        return product(self.flat, vectors.mT).double()
 
     def vectors(self) -> Tensor:
         """The vectors, flat: [R, h, d]."""

@@ -181,8 +181,9 @@ def _add_spans(left: _Rows, right: _Rows, symmetric: bool, chunk: int, zero: np.
     if spans == 1:
         span(0, d, total)
     else:
-        for out in _in_threads(span, cuts, torch.get_num_threads()):
-            total += out
+        with np.errstate(invalid="ignore"):  # inf - inf, of vectors that are not finite
+            for out in _in_threads(span, cuts, torch.get_num_threads()):
+                total += out
 
 
 def _in_threads(span: Callable[[int, int], Any], cuts: Sequence[int], threads: int) -> Iterable[Any]:

@@ -94,7 +94,7 @@ class MLP:
     def backward(self, parameters: "Parameters", activations: list["Tensor"], at_logits: "Tensor") -> list["Tensor"]:
         deltas = [at_logits]
         for (weight, _), activation in zip(parameters[:0:-1], activations[:0:-1], strict=True):
-            deltas.append(_through_relu(deltas[-1].bmm(weight.mT), activation))
+            deltas.append(_through_relu(product(deltas[-1], weight.mT), activation))
         return deltas[::-1]
 
 
@@ -136,10 +136,10 @@ class ConvNet:
 
     def backward(self, parameters: "Parameters", activations: list["Tensor"], at_logits: "Tensor") -> list["Tensor"]:
         replicas, count, _ = at_logits.shape
-        at_input = at_logits.bmm(parameters[-1][0].mT).view_as(activations[-1])
+        at_input = product(at_logits, parameters[-1][0].mT).view_as(activations[-1])
         deltas = [at_logits, _through_relu(at_input, activations[-1])]
         for layer in range(len(self.channels) - 2, 0, -1):
-            at_input = self._fold(deltas[-1].bmm(parameters[layer][0].mT), layer, replicas, count)
+            at_input = self._fold(product(deltas[-1], parameters[layer][0].mT), layer, replicas, count)
             deltas.append(_through_relu(at_input, activations[layer]))
         return deltas[::-1]
 
@@ -176,16 +176,24 @@ class ConvNet:
 NARROW = 16
 
 
+def product(one: "Tensor", other: "Tensor") -> "Tensor":
+    """`one @ other` for stacks of matrices [R, m, k] and [R, k, n], each with the bytes that it has in any stack.
+
+    MKL takes another way for a stack of one whose products are single columns. For rows it does not.
+    """
+    return one.bmm(other) if other.shape[-1] > 1 else other.mT.bmm(one.mT).mT
+
+
 def affine(x: "Tensor", weight: "Tensor", bias: "Tensor") -> "Tensor":
     """`x W + bias` for `x [R, S, in]`: [R, S, out], contiguous."""
     if weight.shape[-1] >= NARROW:
         return x.bmm(weight).add_(bias[:, None])  # baddbmm would first write the bias everywhere
-    return weight.mT.bmm(x.mT).add_(bias[..., None]).mT.contiguous()
+    return product(weight.mT, x.mT).add_(bias[..., None]).mT.contiguous()
 
 
 def outer_sums(x: "Tensor", delta: "Tensor") -> "Tensor":
     """`x^T delta`, the sum of the rows' outer products: [k, S, in] and [k, S, out] -> [k, in, out]."""
-    return x.mT.bmm(delta) if delta.shape[-1] >= NARROW else delta.mT.bmm(x).mT
+    return x.mT.bmm(delta) if delta.shape[-1] >= NARROW else product(delta.mT, x).mT
 
 
 def add_outer_sums(total: "Tensor", x: "Tensor", delta: "Tensor", scale: float = 1.0) -> "Tensor":

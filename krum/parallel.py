@@ -47,10 +47,21 @@ def aggregate_with(
         InputError: unknown rule or option, too few ranks for f, or a rule that needs what a step does not give
             (`round`, `coin`, `previous`). During training: more than f gradients with a NaN or an infinity.
     """
-    rule, *_ = checked(aggregator, dist.get_world_size(group), f, options)
+    if not isinstance(model, DistributedDataParallel):
+        raise InputError(f"model: found {type(model).__name__}; wrap it in torch.nn.parallel.DistributedDataParallel")
+    rule, *_ = checked(aggregator, _ranks(group), f, options)
     if rule.previous:
         raise InputError(f"{rule.name} needs the last aggregate, which is not kept here; give another rule")
-    model.register_comm_hook(_Step(aggregator, f, options, group), _hook)
+    try:
+        model.register_comm_hook(_Step(aggregator, f, options, group), _hook)
+    except RuntimeError as error:
+        raise InputError(f"model: has a way to communicate already ({error}); wrap it anew") from None
+
+
+def _ranks(group: dist.ProcessGroup | None) -> int:
+    if not dist.is_initialized():
+        raise InputError("there is no process group; call torch.distributed.init_process_group first, on every rank")
+    return dist.get_world_size(group)
 
 
 @torch.no_grad()
@@ -70,6 +81,13 @@ def aggregate_(
     Everyone's gradients, in this rank's part of the coordinates, come to `received`: `room(flat)`, which is d numbers,
     made anew where a training loop does not keep it.
     """
+    if not isinstance(flat, Tensor) or flat.ndim != 1 or not flat.is_contiguous() or not flat.is_floating_point():
+        found = f"{tuple(flat.shape)} of {flat.dtype}" if isinstance(flat, Tensor) else type(flat).__name__
+        raise InputError(f"flat: found {found}; give a contiguous floating tensor [d]")
+    checked(aggregator, _ranks(group), f, options)
+    expected = (dist.get_world_size(group), len(cut(flat, group)[dist.get_rank(group)]))
+    if received is not None and (tuple(received.shape) != expected or received.dtype != flat.dtype):
+        raise InputError(f"received: found {tuple(received.shape)} of {received.dtype}; give krum.parallel.room(flat)")
     received = room(flat, group) if received is None else received
     scatter(flat, received, group).wait()
     if previous is not None:

@@ -164,6 +164,10 @@ def plan(root: Path, config: Mapping[str, Any]) -> Plan:
         raise InputError(
             f"config: thin: found {thin!r}; give how many cells of each of the review's experiments to run"
         )
+    if not isinstance(chosen["overrides"], Mapping):
+        raise InputError(
+            f"config: overrides: found {chosen['overrides']!r:.60}; give a mapping of parameters to values"
+        )
     experiments = experiment.load_all(Path(root) / "experiments", chosen["overrides"])
     claimed = Path(root) / "experiments" / "claims.yaml"
     # Claims speak of the grid as it stands in the files: with another one they are not evaluated.
@@ -222,6 +226,18 @@ def check_device(device: str) -> None:
 
     if not torch.cuda.is_available():
         sys.exit("error: config: device: cuda was asked for, but torch finds no CUDA device; give auto or cpu")
+
+
+def check_folders(*folders: str) -> None:
+    """End the program with one line if results or figures cannot be written, before any job starts."""
+    if "--mode" in sys.argv:
+        return
+    for key, folder in zip(("results", "figures"), folders, strict=True):
+        place = Path(folder).absolute()
+        while not place.exists():
+            place = place.parent
+        if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+            sys.exit(f"error: config: {key}: {folder} cannot be written to; unlock it, or give another folder")
 
 
 def plan_or_exit(root: str, config: Mapping[str, Any]) -> Plan:

@@ -21,6 +21,9 @@ from krum.errors import InputError
 from krum.registry import kebab, lookup
 from krum.theory import eta
 
+MOST_RANKS = 64
+MOST_NUMBERS = 10**10
+
 Row = dict[str, Any]
 PROBES: dict[str, Callable[..., list[Row]]] = {}
 ALONE: set[str] = set()  # probes that measure time: nothing else may run beside them
@@ -61,6 +64,13 @@ def check(name: str, options: Mapping[str, Any]) -> None:
         raise InputError(f"ranks: found {chosen['ranks']}; give at least 2 processes")
     if chosen.get("slices", "together") not in ("together", "apart"):
         raise InputError(f"slices: found {chosen['slices']!r}; give together or apart")
+    if chosen.get("ranks", 0) > MOST_RANKS:
+        raise InputError(f"ranks: found {chosen['ranks']}; give at most {MOST_RANKS} processes")
+    numbers = chosen.get("dimension", 0) * chosen.get("workers", chosen.get("ranks", 1))
+    if numbers > MOST_NUMBERS:
+        raise InputError(
+            f"dimension: found {chosen['dimension']:,}; the vectors hold {numbers:,} numbers, at most {MOST_NUMBERS:,}"
+        )
     if "workers" not in chosen:
         return
     workers, f = chosen["workers"], chosen.get("byzantine", 1 if name == "steering" else (chosen["workers"] - 3) // 2)
@@ -68,13 +78,19 @@ def check(name: str, options: Mapping[str, Any]) -> None:
     aggregator = lookup(AGGREGATORS, chosen.get("aggregator", "krum"), "aggregator")
     if set(aggregator.needs) - {"f"}:
         raise InputError(f"{aggregator.name} depends on chance; give an aggregator that does not")
+    if chosen.get("byzantine", 0) >= workers:
+        raise InputError(
+            f"byzantine: found {chosen['byzantine']} of {workers} workers; give fewer, so that one is honest"
+        )
     if workers < 3:
         raise InputError(f"workers: found {workers}; give at least 3")
     aggregator.check(workers, f, {})
     if name == "plane" and f < 2:
         raise InputError(f"byzantine: found {f}; give at least 2 colluders")
     if name in TRAINING:
-        lookup(DATASETS, chosen["dataset"], "data set")
+        samples = lookup(DATASETS, chosen["dataset"], "data set").samples
+        if chosen.get("batch_size", 1) > samples:
+            raise InputError(f"batch_size: found {chosen['batch_size']}; {chosen['dataset']} holds {samples} samples")
     if name == "choices":
         if aggregator.selects is None:
             raise InputError(f"{aggregator.name} does not choose vectors; give a rule that does, such as krum")

@@ -1,14 +1,17 @@
 """What aggregators, attacks and models have in common: a kebab-case name and keyword options."""
 
 import inspect
-import math
 from collections.abc import Callable, Mapping
 from functools import cache
-from numbers import Integral, Real
+from numbers import Integral
 from typing import Any, TypeVar
+
+import numpy as np
 
 from krum.errors import InputError, unknown
 
+LARGEST = 1e30
+NUMBER = (float, int, np.floating, np.integer)
 Entry = TypeVar("Entry")
 
 
@@ -27,8 +30,8 @@ def lookup(registry: Mapping[str, Entry], name: object, what: str) -> Entry:
 def check_options(name: str, function: Callable, options: Mapping[str, Any]) -> None:
     """Refuse options that `function` does not have, lacks, or that are not what it declares.
 
-    Options are the keyword-only parameters of the function. Every number among them is positive and finite
-    (or zero where the default is zero); a list is a list of positive integers.
+    Options are the keyword-only parameters of the function. Every number among them is positive and at most
+    1e30 (or zero where the default is zero); a list is a list of positive integers.
     """
     parameters = _options_of(function)
     for key, value in options.items():
@@ -54,8 +57,8 @@ def _check_value(where: str, parameter: inspect.Parameter, value: Any) -> None:
         if not isinstance(value, list | tuple) or not all(_positive(item, Integral) for item in value):
             raise InputError(f"{where}: found {value!r}; give a list of positive integers")
     elif "float" in declared:
-        if not _positive(value, Real):
-            raise InputError(f"{where}: found {value!r}; give a positive number")
+        if not _positive(value, NUMBER):
+            raise InputError(f"{where}: found {value!r}; give a positive number of at most {LARGEST:g}")
     elif declared == "<class 'str'>":
         if not isinstance(value, str):
             raise InputError(f"{where}: found {value!r}; give a text")
@@ -66,4 +69,4 @@ def _check_value(where: str, parameter: inspect.Parameter, value: Any) -> None:
 
 
 def _positive(value: Any, kind: Any) -> bool:
-    return isinstance(value, kind) and not isinstance(value, bool) and math.isfinite(value) and value > 0
+    return isinstance(value, kind) and not isinstance(value, bool) and bool(0 < value <= LARGEST)

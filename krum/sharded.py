@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor, Shard
 
 from krum import aggregation, distances
+from krum import vectors as forms
 from krum.aggregators import Aggregator
 from krum.errors import InputError
 
@@ -57,7 +58,7 @@ def aggregate(
     if rule.sees == "vectors":
         if rule.select is None:
             bad = sum(
-                ((~part.isfinite()).flatten(1).any(-1) for part in local),
+                ((~_by_vector(part).isfinite()).any(-1) for part in local),
                 torch.zeros(len(local[0]), device=local[0].device),
             )
             aggregation.refuse_too_many(_summed(bad.double(), group) > 0, f)
@@ -65,11 +66,11 @@ def aggregate(
             squared = _summed(_own_distances(local), group)
             aggregation.refuse_too_many(~squared.diagonal().isfinite(), f)
             context = {**context, "chosen": rule.select(squared, f)}
-        parts = aggregation.by_coordinates(rule, [part.flatten(1) for part in local], f, {**context, **options})
+        parts = aggregation.by_coordinates(rule, [_by_vector(part) for part in local], f, {**context, **options})
     else:
         rows = local if previous is None else _with_previous(local, previous)
         chosen = _weights(rule, rows, f, {**context, **options}, group)
-        parts = [aggregation.combine(chosen, part.flatten(1)) for part in rows]
+        parts = [aggregation.combine(chosen, _by_vector(part)) for part in rows]
     return _like(slices, [whole.view(part.shape[1:]) for whole, part in zip(parts, local, strict=True)])
 
 
@@ -105,8 +106,13 @@ def squared_distances(slices: Slices, *, group: dist.ProcessGroup | None = None)
     return _summed(_own_distances(_local(slices)), group)
 
 
+def _by_vector(part: Tensor) -> Tensor:
+    """`[n, ...]` -> `[n, d]`."""
+    return part.flatten(1) if part.ndim > 1 else part[:, None]
+
+
 def _own_distances(local: list[Tensor]) -> Tensor:
-    held = [part.flatten(1) for part in local if part.numel()]
+    held = [_by_vector(part) for part in local if part.numel()]
     if not held:
         n = len(local[0])
         return torch.zeros(n, n, dtype=torch.float64, device=local[0].device)
@@ -137,7 +143,9 @@ def _checked(
         if given is not None:
             raise InputError(f"{rule.name} takes no previous; leave it out")
         return rule, context, options, f, None
-    previous = [part.new_zeros(part.shape[1:]) for part in local] if given is None else _parts(given)
+    if given is None:
+        return rule, context, options, f, [part.new_zeros(part.shape[1:]) for part in local]
+    previous = [forms.as_tensor(part, "previous") for part in _parts(given)]
     if [part.shape for part in previous] != [part.shape[1:] for part in local]:
         raise InputError("previous: its shapes are not those of the slices without their n; give the last aggregate")
     return rule, context, options, f, previous
@@ -162,8 +170,6 @@ def _local(slices: Slices) -> list[Tensor]:
     for part in parts:
         if not isinstance(part, Tensor):
             raise TypeError(f"slices: found {type(part).__name__}; give tensors [n, ...], or a list or dict of them")
-        if not part.is_floating_point():
-            raise TypeError(f"slices: found a tensor of {part.dtype}; give a floating dtype")
         if isinstance(part, DTensor):
             for placement in part.placements:
                 if not isinstance(placement, Shard) or placement.dim == 0:
@@ -174,7 +180,7 @@ def _local(slices: Slices) -> list[Tensor]:
             part = part.to_local()
         if part.ndim == 0:
             raise InputError("slices: found a number; give tensors [n, ...]")
-        local.append(part.detach())
+        local.append(forms.as_tensor(part.detach(), "slices"))
     counts = {len(part) for part in local}
     if len(counts) > 1 or counts == {0}:
         raise InputError(f"slices: found {sorted(counts)} vectors; give the same n > 0 in each tensor")
@@ -185,7 +191,9 @@ def _like(slices: Slices, parts: list[Tensor]) -> Slices:
     wrapped = [_placed_like(before, part) for before, part in zip(_parts(slices), parts, strict=True)]
     if isinstance(slices, Mapping):
         return dict(zip(slices, wrapped, strict=True))
-    return type(slices)(wrapped) if isinstance(slices, list | tuple) else wrapped[0]
+    if isinstance(slices, list | tuple):
+        return type(slices)(*wrapped) if hasattr(slices, "_fields") else type(slices)(wrapped)
+    return wrapped[0]
 
 
 def _placed_like(before: Tensor, part: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ workers, Byzantine ones last.
 import os
 import zlib
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
 
@@ -74,6 +75,18 @@ def pick_device(name: str) -> torch.device:
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Compute on one thread, since their number decides the rounding of long sums; more jobs keep the cores busy."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@one_thread()
 def simulate(
     cell: Cell,
     samples: Samples | None = None,
@@ -84,7 +97,8 @@ def simulate(
 ) -> dict[str, np.ndarray]:
     """Run one cell and return its curves as columns (see COLUMNS), ordered by seed, then round.
 
-    `seeds` is a subset of the cell's, all of them by default; `progress` is told every recorded round.
+    `seeds` is a subset of the cell's, all of them by default; `progress` is told every recorded round. On a CPU, a
+    seed's curve has the same bytes alone, beside others, and at any number of torch's threads.
 
     - `byzantine_weight`: the mean share of the aggregate's weight given to Byzantine vectors since the last recorded
       round; NaN at round 0, and for rules that have no weights.

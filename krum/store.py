@@ -1,15 +1,21 @@
 """Curves in parquet: one tidy row per cell, seed and round, with where they come from in the file's metadata.
 
 Equal curves give equal bytes: no clock, no host, one row group, fixed compression. A file appears under its name only
-when it is complete.
+when it is complete, and holds a digest of its own content, so that damage does not pass for a result.
 """
 
+import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
+
+try:
+    import fcntl
+except ImportError:  # not on Windows
+    fcntl = None  # type: ignore[assignment]
 
 import numpy as np
 import pyarrow as pa
@@ -23,6 +29,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 METADATA_KEY = b"krum"
+DIGEST_KEY = b"krum-sha256"
 TRAINING = "training"  # the measurement of a row that is no probe's
 
 CURVE = pa.schema(
@@ -114,16 +121,37 @@ def read(path: Path | str) -> tuple["pd.DataFrame", dict[str, Any]]:
 
 def _read(path: Path) -> tuple[pa.Table, dict[str, Any]]:
     remedy = "delete it and build it again with snakemake"
+    if path.exists() and not path.is_file():
+        raise InputError(f"{path}: is no file; give a results file, such as results/figure4.parquet")
     try:
-        table = pq.read_table(path)
-        metadata = json.loads((table.schema.metadata or {})[METADATA_KEY])
+        with pq.ParquetFile(path) as file:
+            table = file.read()
+        text, digest = ((table.schema.metadata or {}).get(key) for key in (METADATA_KEY, DIGEST_KEY))
+        if text is None or digest is None:
+            raise InputError(f"{path}: holds no provenance, so it is not one of our results; {remedy}")
+        if digest != _digest(table, text):
+            raise InputError(f"{path}: damaged, since its content does not fit the digest in it; {remedy}")
+        metadata = json.loads(text)
     except FileNotFoundError:
         raise InputError(f"{path}: not found; build it with snakemake") from None
-    except KeyError:
-        raise InputError(f"{path}: holds no provenance, so it is not one of our results; {remedy}") from None
-    except (OSError, ValueError) as error:
+    except InputError:
+        raise
+    except (pa.ArrowException, OSError, ValueError, MemoryError) as error:
         raise InputError(f"{path}: cannot be read ({' '.join(str(error).split())[:120]}); {remedy}") from None
     return table, metadata
+
+
+def _digest(table: pa.Table, text: bytes) -> bytes:
+    """sha256 over a table's provenance, names, types and values."""
+    found = hashlib.sha256(text)
+    for name, column in zip(table.column_names, table.columns, strict=True):
+        found.update(f"\n{name}: {column.type}, {len(column)}\n".encode())
+        found.update(np.packbits(np.asarray(column.is_null())).tobytes())
+        if pa.types.is_integer(column.type) or pa.types.is_floating(column.type):
+            found.update(np.asarray(column.fill_null(0)).tobytes())
+        else:
+            found.update(repr(column.to_pylist()).encode())
+    return found.hexdigest().encode()
 
 
 def file_digest(path: Path) -> str:
@@ -133,8 +161,9 @@ def file_digest(path: Path) -> str:
 
 def write_table(table: pa.Table, path: Path, metadata: Mapping[str, Any]) -> None:
     """Write a table with its provenance, the same bytes for the same content."""
-    text = json.dumps(metadata, sort_keys=True)
-    table = table.replace_schema_metadata({METADATA_KEY: text.encode()}).combine_chunks()
+    text = json.dumps(metadata, sort_keys=True).encode()
+    table = table.combine_chunks()
+    table = table.replace_schema_metadata({METADATA_KEY: text, DIGEST_KEY: _digest(table, text)})
     with replacing(Path(path)) as temporary:
         pq.write_table(table, temporary, compression="zstd", row_group_size=max(1, len(table)))
 
@@ -159,19 +188,65 @@ def of_measurement(rows: "pd.DataFrame", measurement: str = TRAINING) -> "pd.Dat
     return kept.astype(whole)
 
 
+def check_place(path: Path) -> None:
+    """Raise InputError where no file can be written at a path, before any work is done for it."""
+    try:
+        if path.exists() and not path.is_file():
+            raise InputError(f"{path}: is no file, so it is not replaced; give the name of a file")
+        folder = path.absolute().parent
+        while not folder.exists():
+            folder = folder.parent
+        writable = folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{str(path)!r:.80}: no path for a file ({error}); give another one") from None
+    if not writable:
+        raise InputError(f"{path}: cannot be written, since {folder} does not let us; unlock it, or give another path")
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary path beside `path` that takes its place when the block ends well, and vanishes when it does not.
 
-    Its name is always the same, so that what a killed process left behind is overwritten by the next one.
+    Its name is always the same, so that what a killed process left behind is overwritten by the next one. A process
+    whose workflow was killed may still be at work on the same file: whoever comes second waits for the first.
     """
+    check_place(path)
     temporary = path.with_name(f".{path.stem}.partial{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            yield temporary
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with _alone(temporary):
+            try:
+                yield temporary
+                os.replace(temporary, path)
+            finally:
+                temporary.unlink(missing_ok=True)
     except OSError as error:
         raise InputError(f"{path}: cannot be written ({error.strerror or error}); free or unlock its folder") from None
+
+
+@contextmanager
+def _alone(temporary: Path) -> Iterator[None]:
+    """Hold the lock of a temporary file, which ends with its process however that ends."""
+    while True:
+        with temporary.open("ab") as handle:
+            if not _locked(handle):
+                yield
+                return
+            try:
+                same = os.fstat(handle.fileno()).st_ino == temporary.stat().st_ino
+            except FileNotFoundError:
+                same = False
+            if same:  # and not the file that another process has just finished under its final name
+                yield
+                return
+
+
+def _locked(handle: IO[bytes]) -> bool:
+    """Wait for the lock of an open file; False where the system has none, as some network file systems."""
+    if fcntl is None:
+        return False
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+    except OSError:
+        return False
+    return True

@@ -11,6 +11,7 @@ from torch import Tensor
 from krum.distances import Part
 from krum.errors import InputError
 
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 FORMS = "give [n, d] as a torch tensor or a numpy array, or n of them, or n models' gradients, each a list or a dict"
 
 
@@ -53,7 +54,7 @@ def read(given: Any) -> Vectors:
     names = list(given[0]) if isinstance(given[0], Mapping) else None
     for i, vector in enumerate(vectors):
         alike = len(vector) == len(vectors[0]) and all(map(_alike, vector, vectors[0]))
-        if not alike or (names is not None and list(given[i]) != names):
+        if not alike or names != (list(given[i]) if isinstance(given[i], Mapping) else None):
             raise InputError(
                 f"vectors[{i}]: found {_described(given[i], vector)}, but vectors[0] is "
                 f"{_described(given[0], vectors[0])}; give n vectors of one form"
@@ -101,14 +102,18 @@ def _described(vector: Any, leaves: Sequence[Tensor]) -> str:
 
 def as_tensor(array: Any, what: str) -> Tensor:
     """A floating tensor or array as a tensor that shares its memory, off autograd. Raises TypeError."""
+    if isinstance(array, np.ma.MaskedArray):
+        raise TypeError(f"{what}: found a masked array; fill it, or leave out what is masked")
     if isinstance(array, np.ndarray):
         if array.dtype not in (np.float16, np.float32, np.float64):
             raise TypeError(f"{what}: found a numpy array of {array.dtype}; give float16, float32 or float64")
-        if not array.flags.writeable or any(stride < 0 for stride in array.strides):
+        if not array.flags.writeable or any(stride < 0 or stride % array.itemsize for stride in array.strides):
             array = array.copy()  # torch cannot share such memory
         return torch.from_numpy(array)
     if not isinstance(array, Tensor):
         raise TypeError(f"{what}: found {type(array).__name__}; give a torch tensor or a numpy array")
-    if not array.is_floating_point():
-        raise TypeError(f"{what}: found a tensor of {array.dtype}; give a floating dtype")
+    if array.dtype not in DTYPES:
+        raise TypeError(f"{what}: found a tensor of {array.dtype}; give float16, bfloat16, float32 or float64")
+    if array.layout != torch.strided or array.is_nested or array.device.type == "meta":
+        raise TypeError(f"{what}: found a tensor without numbers side by side in memory; give a dense one")
     return array.detach() if array.requires_grad else array

@@ -21,10 +21,10 @@ def verify(
                 yield path, _why(lambda name=name, file=file: datasets.read_checked(data, name, file))
     wanted: set[str] = set()
     for path in sorted(Path(results).glob("*.parquet")):
-        problem, slugs = _of_experiment(path, experiments)
-        wanted |= slugs
+        problem, its = _of_experiment(path, experiments)
+        wanted |= its
         yield path, problem
-    known = wanted.union(*(_slugs(spec) for spec in experiment.load_all(experiments).values()))
+    known = wanted.union(*(slugs(spec) for spec in experiment.load_all(experiments).values()))
     for path in sorted([*Path(results, "curves").glob("*.parquet"), *Path(results, "probes").glob("*.parquet")]):
         yield path, _of_part(path, known)
     for path in sorted([*Path(figures).glob("*.png"), *Path(figures).glob("*.pdf")]):
@@ -40,7 +40,8 @@ def _why(check: Any) -> str | None:
     return None
 
 
-def _slugs(spec: Experiment) -> set[str]:
+def slugs(spec: Experiment) -> set[str]:
+    """The names of an experiment's curves and probes."""
     return {cell.slug for cell in spec.cells} | {probe.slug for probe in spec.probes}
 
 
@@ -64,7 +65,7 @@ def _of_experiment(path: Path, experiments: Path) -> tuple[str | None, set[str]]
     if not yaml.is_file():
         return f"its experiment, {yaml}, is gone", set()
     spec = experiment.load(yaml, metadata["overrides"])
-    parts = _slugs(spec)
+    parts = slugs(spec)
     found = metadata["curves"]
     if metadata["yaml"] != spec.source:
         return f"{yaml} has changed since", parts
@@ -84,12 +85,13 @@ def _of_part(path: Path, known: set[str]) -> str | None:
         return "is neither a curve nor a probe"
     if (problem := _stale(metadata)) is not None:
         return problem
-    if _part(metadata).slug != path.stem:
-        return f"holds {_part(metadata).slug}"
+    if part_of(metadata).slug != path.stem:
+        return f"holds {part_of(metadata).slug}"
     return None if path.stem in known else "no experiment asks for it"
 
 
-def _part(metadata: Mapping[str, Any]) -> Cell | Probe:
+def part_of(metadata: Mapping[str, Any]) -> Cell | Probe:
+    """The cell or probe whose rows a file holds."""
     if "probe" in metadata:
         return Probe.from_json(json.dumps(metadata["probe"]))
     return Cell.from_json(json.dumps(metadata["cell"]))
@@ -97,14 +99,14 @@ def _part(metadata: Mapping[str, Any]) -> Cell | Probe:
 
 def code_digest(metadata: Mapping[str, Any]) -> str:
     """Today's digest of the code that computes a curve or probe."""
-    part = _part(metadata)
+    part = part_of(metadata)
     return provenance.probe_digest(part) if isinstance(part, Probe) else provenance.code_digest(part)
 
 
 def _stale(metadata: Mapping[str, Any]) -> str | None:
     """Why a curve or probe is not what today's code would compute from today's data."""
     try:
-        part = _part(metadata)
+        part = part_of(metadata)
         today = code_digest(metadata)
     except (InputError, KeyError, TypeError, ValueError) as error:
         return f"today's code knows no such cell ({' '.join(str(error).split())[:80]})"

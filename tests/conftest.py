@@ -1,8 +1,13 @@
+import re
+from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
+import small_project
 import torch
+from hypothesis import settings
 
 from krum.datasets import Samples
 from krum.experiment import Cell
@@ -31,6 +36,59 @@ CELL = Cell(
 )
 
 
+COUNTED = "counted: "
+RELIABILITY = Path(__file__).resolve().parent.parent / "docs" / "reliability.md"
+
+# Every run of CI draws the same cases; `make torture` draws others each time, and prints how to repeat a failure.
+settings.register_profile("ordinary", deadline=None, derandomize=True)
+settings.register_profile("torture", deadline=None, print_blob=True)
+
+
+def pytest_addoption(parser):
+    parser.addoption("--torture", action="store_true", help="many more cases and kills; writes docs/reliability.md")
+
+
+def pytest_configure(config):
+    settings.load_profile("torture" if config.getoption("--torture") else "ordinary")
+
+
+@pytest.fixture
+def torture(request):
+    """Whether this is the long run."""
+    return request.config.getoption("--torture")
+
+
+@pytest.fixture
+def count(record_property):
+    """`count("drawn cases", 100)`: what the summary adds up over all tests, whichever process they ran in."""
+    return lambda what, number=1: record_property(COUNTED + what, number)
+
+
+def pytest_terminal_summary(terminalreporter, exitstatus, config):
+    """Print the counts; the long run also writes them into docs/reliability.md."""
+    totals = Counter()
+    for report in terminalreporter.getreports("passed"):
+        if report.when == "call":
+            for key, number in report.user_properties:
+                if key.startswith(COUNTED):
+                    totals[key.removeprefix(COUNTED)] += number
+    if not totals:
+        return
+    terminalreporter.section("survived")
+    for what, number in sorted(totals.items()):
+        terminalreporter.line(f"{number:>9,} {what}")
+    if config.getoption("--torture") and exitstatus == 0:
+        table = "".join(f"| {what} | {number:,} |\n" for what, number in sorted(totals.items()))
+        page, found = re.subn(
+            r"(<!-- counts: [^\n]*\n).*?(<!-- end of the counts -->)",
+            lambda match: f"{match[1]}| survived | number |\n|---|---:|\n{table}{match[2]}",
+            RELIABILITY.read_text(encoding="utf-8"),
+            flags=re.DOTALL,
+        )
+        assert found == 1, f"{RELIABILITY} has no place for the counts"
+        RELIABILITY.write_text(page, encoding="utf-8")
+
+
 @pytest.fixture
 def make_cell():
     """A small cell, with changes; naming an attack makes 4 of its 11 workers Byzantine."""
@@ -41,6 +99,12 @@ def make_cell():
         return replace(CELL, **changes)
 
     return make
+
+
+@pytest.fixture
+def project(tmp_path):
+    """A copy of the project with two small experiments that share two cells."""
+    return small_project.make(tmp_path)
 
 
 @pytest.fixture(scope="session")

@@ -3,8 +3,6 @@
 import ast
 import os
 import re
-import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -13,50 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from small_project import ROOT, results, snakemake
 
 from krum import experiment, planning
-
-ROOT = Path(__file__).resolve().parent.parent
-
-EXPERIMENT = """
-title: small
-claim: none
-parameters: {rounds: 30, seeds: 2}
-grid:
-  - dataset: spambase
-    aggregator: [average, krum, median]
-    attack: [none, gaussian]
-    byzantine_fraction: 0.33
-figure: {kind: curves}
-"""
-OTHER = EXPERIMENT.replace("[average, krum, median]", "[krum, medoid]").replace("small", "other")
-
-
-@pytest.fixture
-def project(tmp_path):
-    """A copy of the project with two small experiments that share two cells."""
-    for name in ("krum", "profiles"):
-        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("Snakefile", "environment.yml"):
-        shutil.copy(ROOT / name, tmp_path)
-    (tmp_path / "docs").mkdir()
-    for name in ("caption.rst", "scorecard.rst", "workflow.rst"):
-        shutil.copy(ROOT / "docs" / name, tmp_path / "docs")
-    for folder in ("data", "experiments"):
-        (tmp_path / folder).mkdir()
-    shutil.copy(ROOT / "data" / "spambase.data.gz", tmp_path / "data")
-    for name in ("defaults", "schema"):
-        shutil.copy(ROOT / "experiments" / f"{name}.yaml", tmp_path / "experiments")
-    (tmp_path / "experiments" / "small.yaml").write_text(EXPERIMENT)
-    (tmp_path / "experiments" / "the-other.yaml").write_text(OTHER)
-    return tmp_path
-
-
-def snakemake(project, *arguments, check=True):
-    command = [sys.executable, "-m", "snakemake", "--cores", "2", *arguments]
-    done = subprocess.run(command, cwd=project, capture_output=True, text=True, check=False)
-    assert not check or done.returncode == 0, done.stdout + done.stderr
-    return done.stdout + done.stderr
 
 
 def jobs(output):
@@ -70,10 +27,6 @@ def test_every_curve_has_one_rule():
     plan = planning.plan(ROOT, {})
     assert sorted([*plan.long_curves, *plan.short_curves]) == sorted(plan.cells)
     assert plan.long_curves and plan.short_curves
-
-
-def results(project):
-    return {path.relative_to(project): path.read_bytes() for path in sorted((project / "results").rglob("*.parquet"))}
 
 
 def edit(project, file, before, after):
@@ -121,23 +74,6 @@ def test_workflow(project):
     again = results(project)
     curves = [path for path in first if path.parent.name == "curves"]
     assert len(curves) == 8 and all(first[path] != again[path] for path in curves), "their code digest has changed"
-
-
-def test_a_killed_run_resumes_and_ends_in_the_same_bytes(project, tmp_path_factory):
-    undisturbed = tmp_path_factory.mktemp("undisturbed") / "project"
-    shutil.copytree(project, undisturbed)
-    snakemake(undisturbed, "--configfile", "profiles/smoke.yaml")
-    for delay in (4.0, 6.0):
-        command = [sys.executable, "-m", "snakemake", "--cores", "2", "--configfile", "profiles/smoke.yaml"]
-        running = subprocess.Popen(
-            command, cwd=project, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
-        )
-        time.sleep(delay)
-        os.killpg(running.pid, signal.SIGKILL)
-        running.wait()
-    assert list((project / ".snakemake" / "locks").iterdir()), "it was killed at work"
-    snakemake(project, "--configfile", "profiles/smoke.yaml")
-    assert results(project) == results(undisturbed)
 
 
 def test_a_job_has_the_bytes_of_a_process_of_its_own(project):

@@ -1,0 +1,182 @@
+"""Killed work, full disks and locked folders: nothing finished is lost, and nothing half-written is seen."""
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from small_project import ROOT, results, snakemake
+
+from krum import experiment, store
+
+SMOKE = ("--configfile", "profiles/smoke.yaml")
+
+
+def visible(project):
+    """Every result and figure under its final name."""
+    files = [path for folder in ("results", "figures") for path in (project / folder).rglob("*.*")]
+    kept = (".parquet", ".png", ".pdf", ".html", ".md", ".json")
+    return {
+        path.relative_to(project): path.read_bytes()
+        for path in files
+        if path.suffix in kept and not path.name.startswith(".") and path.name != "README.md"
+    }
+
+
+def of_session(leader):
+    """The living processes of a session."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            name, _, rest = stat.read_text().rpartition(")")
+            if int(rest.split()[3]) == leader:
+                found.append(int(name.split()[0]))
+    return found
+
+
+def kill(running, whom):
+    """SIGKILL to the whole session, to snakemake alone, whose jobs then have no master, or to any of its processes."""
+    if whom == "all":
+        victims = of_session(running.pid)
+    else:
+        victims = [running.pid if whom == "snakemake" else random.choice(of_session(running.pid) or [running.pid])]
+    for pid in victims:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="processes are found in /proc")
+def test_killed_at_random_moments_it_ends_in_the_same_bytes(project, tmp_path_factory, torture, count):
+    kills, targets = (40, ("all", "review")) if torture else (10, ())
+    if torture:  # the whole smoke sweep
+        shutil.rmtree(project / "experiments")
+        shutil.copytree(ROOT / "experiments", project / "experiments")
+        shutil.copytree(ROOT / "data", project / "data", dirs_exist_ok=True)
+    undisturbed = tmp_path_factory.mktemp("undisturbed") / "project"
+    shutil.copytree(project, undisturbed)
+    start = time.monotonic()
+    snakemake(undisturbed, *SMOKE, "--", *targets)
+    seconds = time.monotonic() - start
+    expected = visible(undisturbed)
+    command = [sys.executable, "-m", "snakemake", "--cores", "2", *SMOKE, "--", *targets]
+    survived, history = 0, []
+    while survived < kills:
+        running = subprocess.Popen(
+            command, cwd=project, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+        )
+        delay, whom = random.uniform(0.5, seconds / (4 if torture else 1)), random.choice(("all", "snakemake", "any"))
+        history.append((round(delay, 2), whom))
+        with suppress(subprocess.TimeoutExpired):
+            running.wait(delay)
+        if running.poll() is None:
+            kill(running, whom)
+            running.wait()
+            survived += 1
+        for path, content in visible(project).items():
+            assert content == expected[path], f"{path} is not what it should be, after {history}"
+        if running.returncode == 0:  # done before its time: from the beginning
+            for folder in ("results", "figures", ".snakemake"):
+                shutil.rmtree(project / folder)
+    snakemake(project, *SMOKE, "--", *targets)
+    assert visible(project) == expected
+    assert not list(project.glob("results/**/.*")) and not list(project.glob("figures/**/.*")), "left over"
+    count("kills survived", survived)
+
+
+def test_a_file_has_one_writer_at_a_time(tmp_path):
+    """A job that outlives its killed workflow, and the same job of the next one."""
+    code = """
+import sys, time
+from pathlib import Path
+from krum import store
+path, letter = Path(sys.argv[1]), sys.argv[2]
+for _ in range(30):
+    with store.replacing(path) as temporary, temporary.open("w") as file:
+        for _ in range(50):
+            file.write(letter * 100)
+            file.flush()
+        assert temporary.read_text() == letter * 5000
+    assert set(path.read_text()) <= {"a", "b"} and len(path.read_text()) == 5000
+    assert len(set(path.read_text())) == 1
+"""
+    path = tmp_path / "shared.txt"
+    both = [subprocess.Popen([sys.executable, "-c", code, str(path), letter], cwd=ROOT) for letter in "ab"]
+    assert [process.wait() for process in both] == [0, 0]
+    assert [file.name for file in tmp_path.iterdir()] == ["shared.txt"]
+
+
+# --------------------------------------------------------------------------------------- full disks, locked folders
+
+
+@pytest.fixture
+def mount():
+    """`mount(folder, options)`: a small file system in memory, where the system lets us."""
+    mounted = []
+
+    def at(folder, options):
+        folder.mkdir(parents=True, exist_ok=True)
+        command = ["mount", "-t", "tmpfs", "-o", options, "none", str(folder)]
+        if shutil.which("mount") is None or subprocess.run(command, capture_output=True, check=False).returncode:
+            pytest.skip("only root may mount")
+        mounted.append(folder)
+
+    yield at
+    for folder in mounted:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_full_disk(project, mount):
+    """Jobs that find no room say so in a line; what was finished stays, and the next run goes on from there."""
+    mount(project / "results", "size=1m")
+    snakemake(project, "results/small.parquet")
+    finished = results(project)
+    ballast = project / "results" / "ballast"
+    with ballast.open("wb", buffering=0) as file, suppress(OSError):
+        while True:
+            file.write(b"x" * 4096)
+    output = snakemake(project, check=False)
+    assert "cannot be written (No space left on device); free or unlock its folder" in output
+    assert "Traceback" not in output
+    assert results(project) == finished, "nothing is lost, and nothing half-written appears"
+    ballast.unlink()
+    snakemake(project)
+    assert {path: content for path, content in results(project).items() if path in finished} == finished
+
+
+def test_a_read_only_folder_is_refused_before_any_work(project, mount):
+    snakemake(project, "results/small.parquet")
+    kept = results(project)
+    if os.geteuid() == 0:
+        shutil.rmtree(project / "results")
+        mount(project / "results", "size=1m")
+        for path, content in kept.items():
+            (project / path).parent.mkdir(parents=True, exist_ok=True)
+            (project / path).write_bytes(content)
+        subprocess.run(["mount", "-o", "remount,ro", str(project / "results")], check=True)
+    else:
+        (project / "results").chmod(0o555)
+    try:
+        output = snakemake(project, check=False)
+        assert "error: config: results: results cannot be written to" in output and "Traceback" not in output
+        assert not (project / "figures").exists() and results(project) == kept
+        cell = experiment.load(project / "experiments" / "small.yaml").cells[0]
+        command = [sys.executable, "-m", "krum", "curve", "--cell", cell.to_json(), "--output", "results/x.parquet"]
+        done = subprocess.run(command, cwd=project, capture_output=True, text=True, check=False)
+        assert done.returncode == 1 and "results/x.parquet: cannot be written" in done.stderr
+        assert "Traceback" not in done.stderr
+    finally:
+        if os.geteuid():
+            (project / "results").chmod(0o755)
+
+
+@pytest.mark.parametrize("path", [Path("/dev/null"), Path("/dev/full"), Path()])
+def test_what_is_no_file_is_not_replaced(path):
+    """Not even by root, who may."""
+    with pytest.raises(store.InputError, match="is no file, so it is not replaced"), store.replacing(path):
+        pytest.fail("must not begin")
