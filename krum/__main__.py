@@ -12,6 +12,10 @@ from krum import datasets, experiment, probes, provenance, store, verification
 from krum.errors import InputError
 
 Given = TypeVar("Given")
+REPEATS = {  # how far the same cell gives the same curve again
+    "cpu": "to the byte, on this machine with these libraries",
+    "other": "to rounding: the order of this device's sums is its own",
+}
 WRITTEN = ("output", "captions", "page", "table")  # arguments that name a file to write
 
 
@@ -36,6 +40,7 @@ def curve(arguments: argparse.Namespace) -> None:
         "libraries": provenance.libraries(),
         "data": datasets.DATASETS[cell.dataset].checksums,
         "device": device.type,
+        "repeats": REPEATS["cpu" if device.type == "cpu" else "other"],
     }
     store.write_curve(cell, columns, arguments.output, source)
 

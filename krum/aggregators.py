@@ -103,9 +103,11 @@ class Aggregator:
         if isinstance(context.get("coin"), Real):
             context["coin"] = float(context["coin"])
         if "round" in context and not (_is_integer(context["round"]) and 1 <= context["round"] <= MOST_ROUNDS):
-            raise InputError(f"{self.name}: round = {context['round']!r}; give an integer from 1 to {MOST_ROUNDS:g}")
+            raise InputError(
+                f"{self.name}: round = {context['round']!r:.60}; give an integer from 1 to {MOST_ROUNDS:g}"
+            )
         if "coin" in context and not (isinstance(context["coin"], Real) and 0 <= float(context["coin"]) < 1):
-            raise InputError(f"{self.name}: coin = {context['coin']!r}; give a number from 0 up to 1")
+            raise InputError(f"{self.name}: coin = {context['coin']!r:.60}; give a number from 0 up to 1")
         return context, {name: value for name, value in options.items() if name not in context}
 
     def within_guarantee(self, n: int, f: int) -> bool:
@@ -123,7 +125,7 @@ class Aggregator:
                 raise InputError(f"{self.name}: f is missing; declare how many of the {n} workers may be Byzantine")
             f = 0
         if not _is_integer(f) or not 0 <= f < n:
-            raise InputError(f"{self.name}: f = {f!r} with n = {n}; f is an integer from 0 to n - 1")
+            raise InputError(f"{self.name}: f = {f!r:.60} with n = {n}; f is an integer from 0 to n - 1")
         if not self.within_guarantee(n, f):
             least = self.least_workers(f)
             most = max((g for g in range(n) if self.within_guarantee(n, g)), default=None)

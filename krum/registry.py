@@ -55,17 +55,17 @@ def _check_value(where: str, parameter: inspect.Parameter, value: Any) -> None:
         return
     if "Sequence" in declared:
         if not isinstance(value, list | tuple) or not all(_positive(item, Integral) for item in value):
-            raise InputError(f"{where}: found {value!r}; give a list of positive integers")
+            raise InputError(f"{where}: found {value!r:.60}; give a list of positive integers")
     elif "float" in declared:
         if not _positive(value, NUMBER):
-            raise InputError(f"{where}: found {value!r}; give a positive number of at most {LARGEST:g}")
+            raise InputError(f"{where}: found {value!r:.60}; give a positive number of at most {LARGEST:g}")
     elif declared == "<class 'str'>":
         if not isinstance(value, str):
-            raise InputError(f"{where}: found {value!r}; give a text")
+            raise InputError(f"{where}: found {value!r:.60}; give a text")
     elif parameter.default == 0 and value == 0 and not isinstance(value, bool):
         return
     elif not _positive(value, Integral):
-        raise InputError(f"{where}: found {value!r}; give a positive integer")
+        raise InputError(f"{where}: found {value!r:.60}; give a positive integer")
 
 
 def _positive(value: Any, kind: Any) -> bool:

@@ -7,8 +7,9 @@ when it is complete, and holds a digest of its own content, so that damage does 
 import hashlib
 import json
 import os
+import stat
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -191,12 +192,15 @@ def of_measurement(rows: "pd.DataFrame", measurement: str = TRAINING) -> "pd.Dat
 def check_place(path: Path) -> None:
     """Raise InputError where no file can be written at a path, before any work is done for it."""
     try:
-        if path.exists() and not path.is_file():
-            raise InputError(f"{path}: is no file, so it is not replaced; give the name of a file")
+        with suppress(FileNotFoundError, NotADirectoryError):
+            if not stat.S_ISREG(path.stat().st_mode):
+                raise InputError(f"{path}: is no file, so it is not replaced; give the name of a file")
         folder = path.absolute().parent
         while not folder.exists():
             folder = folder.parent
         writable = folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)
+    except InputError:
+        raise
     except (OSError, ValueError) as error:
         raise InputError(f"{str(path)!r:.80}: no path for a file ({error}); give another one") from None
     if not writable:
@@ -221,7 +225,8 @@ def replacing(path: Path) -> Iterator[Path]:
             finally:
                 temporary.unlink(missing_ok=True)
     except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror or error}); free or unlock its folder") from None
+        reason = os.strerror(error.errno) if error.errno else error
+        raise InputError(f"{path}: cannot be written ({reason}); free or unlock its folder") from None
 
 
 @contextmanager

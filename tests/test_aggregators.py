@@ -1,5 +1,7 @@
 """Every rule against the loop oracle, and the properties that rules promise."""
 
+from fractions import Fraction
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,7 @@ from hypothesis import strategies as st
 from oracle import SCORES, bulyan, centred_clipping, chosen, nnm_krum
 
 import krum
-from krum import aggregators
+from krum import aggregators, parallel, sharded
 from krum.aggregators import AGGREGATORS
 from krum.distances import squared_distances
 
@@ -20,6 +22,20 @@ GRAM_RULES = [name for name, rule in AGGREGATORS.items() if rule.sees == "distan
 def chosen_by(name, vectors, f, **options):
     weights = AGGREGATORS[name](squared_distances(torch.as_tensor(vectors)), f, **options)
     return set(weights.nonzero().squeeze(-1).tolist())
+
+
+def distances_of(vectors):
+    """What is easily taken for inner products."""
+    return np.linalg.norm(vectors[:, None] - vectors, axis=-1)
+
+
+def one_set(matrix, row, column, value):
+    matrix[row, column] = value
+    return matrix
+
+
+def both_set(matrix, row, column, value):
+    return one_set(one_set(matrix, row, column, value), column, row, value)
 
 
 def check_against_oracle(name, vectors, f, m=None):
@@ -474,9 +490,61 @@ def test_figure_2_barycentre_is_defeated_and_krum_is_not():
         (lambda v: krum.weights(v, "krum", f=2), krum.InputError, r"give \[..., n, n\]"),
         (lambda v: krum.weights(v @ v.T, "median", f=2), krum.InputError, "call krum.aggregate"),
         (lambda v: krum.weights(np.full((13, 13), np.nan), "krum", f=2), krum.InputError, "13 vectors hold NaN"),
+        (
+            lambda v: krum.weights(distances_of(v), "krum", f=2),
+            krum.InputError,
+            r"beyond \|V_i\| \|V_j\|, as among dist",
+        ),
+        (lambda v: krum.weights(-(v @ v.T), "krum", f=2), krum.InputError, "negative numbers on the diagonal"),
+        (lambda v: krum.weights(one_set(v @ v.T, 3, 3, -1), "krum", f=2), krum.InputError, "negative numbers"),
+        (lambda v: krum.weights(one_set(v @ v.T, 3, 3, -np.inf), "krum", f=2), krum.InputError, "negative numbers"),
+        (lambda v: krum.weights(one_set(v @ v.T, 4, 2, np.nan), "krum", f=2), krum.InputError, "not symmetric"),
+        (lambda v: krum.weights(both_set(v @ v.T, 4, 2, np.inf), "krum", f=2), krum.InputError, "not symmetric|beyond"),
+        (
+            lambda v: krum.weights(np.stack([1e20 * v @ v.T, np.triu(v @ v.T)]), "krum", f=2),
+            krum.InputError,
+            "not symmetric",
+        ),
+        (lambda v: krum.aggregate(np.ma.masked_greater(v, 1), "krum", f=2), TypeError, "masked array"),
+        (lambda v: krum.aggregate(torch.from_numpy(v).to_sparse(), "krum", f=2), TypeError, "give a dense one"),
+        (lambda v: krum.aggregate(torch.empty(13, 9, device="meta"), "krum", f=2), TypeError, "give a dense one"),
+        (
+            lambda v: krum.aggregate(torch.from_numpy(v).to(torch.float8_e5m2), "krum", f=2),
+            TypeError,
+            "found a tensor of torch.float8_e5m2; give float16",
+        ),
+        (
+            lambda v: krum.aggregate([[a] for a in v[:12]] + [{"a": v[0]}], "krum", f=2),
+            krum.InputError,
+            r"keys \['a'\]",
+        ),
+        (lambda v: krum.aggregate(v, "krum", f=v), krum.InputError, "f is an integer from 0 to n - 1"),
+        (lambda v: krum.aggregate(v, "multi-krum", f=2, m=v), krum.InputError, "m: found"),
+        (lambda v: krum.aggregate(v, "k" * 10_000, f=2), krum.InputError, "unknown aggregator 'kkk"),
+        (lambda v: krum.aggregate(v, "centred-clipping", radius=10**400), krum.InputError, "of at most 1e.30"),
+        (lambda v: krum.aggregate(v, "centred-clipping", radius=np.nan), krum.InputError, "radius: found nan"),
+        (lambda v: krum.aggregate(v, "centred-clipping", radius=Fraction(1, 2)), krum.InputError, "radius: found Frac"),
+        (lambda v: krum.aggregate(v, "1-p-krum", f=2, round=True, coin=0.5), krum.InputError, "round = True; give"),
+        (lambda v: krum.aggregate(v, "1-p-krum", f=2, round=10**400, coin=0.5), krum.InputError, "round = 1000"),
+        (
+            lambda v: krum.aggregate(v.astype(float) * 1e200, "krum", f=2),
+            krum.InputError,
+            "none has more than 9 others",
+        ),
+        (
+            lambda v: sharded.aggregate(torch.ones(13, 2), "centred-clipping", previous="x"),
+            TypeError,
+            "previous: found",
+        ),
+        (lambda v: sharded.aggregate(torch.ones(13, 2).int(), "krum", 2), TypeError, "int32"),
+        (lambda v: parallel.aggregate_with(torch.nn.Linear(2, 2), "average"), krum.InputError, "model: found Linear"),
+        (lambda v: parallel.aggregate_(torch.ones(3, 3), "krum", 0), krum.InputError, r"flat: found \(3, 3\)"),
+        (lambda v: parallel.aggregate_(v, "krum", 0), krum.InputError, "flat: found ndarray"),
+        (lambda v: parallel.aggregate_(torch.ones(3), "krum", 0), krum.InputError, "there is no process group"),
     ],
 )
-def test_bad_calls(call, error, words):
+def test_bad_calls(call, error, words, count):
+    count("bad inputs refused in one line")
     with pytest.raises(error, match=words) as caught:
         call(normal(13, 9))
     assert "\n" not in str(caught.value)

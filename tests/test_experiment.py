@@ -139,12 +139,40 @@ BAD = {
     "against a text": ({"figure": {"kind": "against", "x": "title"}}, "figure.x: unknown parameter 'title'"),
     "columns unknown": ({"figure": {"kind": "curves", "columns": "atack"}}, "did you mean 'attack'?"),
     "a kind without its probe": ({"figure": {"kind": "complexity"}}, "draws the probe 'timing'"),
+    "cells without end": (
+        block(**{name: list(range(1, 101)) for name in ("batch_size", "rounds", "seeds", "evaluate_every")}),
+        "its lists multiply to 100,000,000 combinations; give at most 100,000",
+    ),
+    "workers beyond measure": (block(workers=1e30), "grid[0].workers: found 1e+30"),
+    "seeds beyond measure": (block(seeds=10**12), "grid[0].seeds: found 1000000000000"),
+    "a model beyond measure": (block(model={"name": "mlp", "hidden": [10**9]}), "mlp has 60,000,000,002 parameters"),
+    "option beyond measure": (
+        block(attack={"name": "gaussian", "standard_deviation": 10**400}),
+        "give a number of at most 1e+30",
+    ),
+    "a probe without honest workers": (
+        {"probes": [{"name": "choices", "byzantine": 30}], "figure": {"kind": "choices"}},
+        "probes[0]: byzantine: found 30 of 20 workers",
+    ),
+    "a probe's batch beyond the data": (
+        {"probes": [{"name": "choices", "batch_size": 100_000}], "figure": {"kind": "choices"}},
+        "probes[0]: batch_size: found 100000",
+    ),
+    "a probe of too many numbers": (
+        {"probes": [{"name": "timing", "dimension": 10**14}], "figure": {"kind": "complexity"}},
+        "probes[0]: dimension: found 100,000,000,000,000",
+    ),
+    "a probe of too many processes": (
+        {"probes": [{"name": "exchange", "ranks": 100_000}], "figure": {"kind": "shards"}},
+        "probes[0]: ranks: found 100000; give at most 64",
+    ),
     "parameters unknown": ({"parameters": {"round": 10}}, "parameters: unknown key 'round'; did you mean 'rounds'?"),
 }
 
 
 @pytest.mark.parametrize("changes, words", BAD.values(), ids=BAD)
-def test_bad_experiments(folder, changes, words):
+def test_bad_experiments(folder, changes, words, count):
+    count("bad inputs refused in one line")
     path = write(folder, **changes)
     with pytest.raises(InputError) as caught:
         experiment.load(path)
@@ -165,10 +193,21 @@ def test_bad_experiments(folder, changes, words):
         ("title: !!python/object/apply:os.system [ls]", "not valid YAML"),
         ("title: \x00", "not valid YAML"),
         ("[" * 3000, "not valid YAML"),
+        ("title: &a [*a]", "its aliases go round"),
+        ("a: &a {b: *a}", "its aliases go round"),
+        (
+            "a: &a [x, x]\n"
+            + "".join(
+                f"{y}: &{y} [*{x}, *{x}]\n" for x, y in zip("abcdefghijklmnopq", "bcdefghijklmnopqr", strict=True)
+            ),
+            "grow without end",
+        ),
+        ("\udcff", "not valid YAML"),
     ],
 )
-def test_bad_files(folder, text, words):
-    (folder / "mine.yaml").write_text(text)
+def test_bad_files(folder, text, words, count):
+    count("bad inputs refused in one line")
+    (folder / "mine.yaml").write_bytes(text.encode("utf-8", "surrogateescape"))
     with pytest.raises(InputError, match=re.escape(words)) as caught:
         experiment.load(folder / "mine.yaml")
     assert "\n" not in str(caught.value)
@@ -199,9 +238,14 @@ def test_bad_overrides(folder):
         ({"results": 3}, "results: found 3; give a folder"),
         ({"overrides": {"rounds": -1}}, "overrides: rounds: found -1"),
         ({"overrides": "rounds"}, "overrides: found 'rounds'"),
+        ({"overrides": None}, "overrides: found None; give a mapping"),
+        ({"thin": 0}, "thin: found 0"),
+        ({"thin": True}, "thin: found True"),
+        ({"figures": ""}, "figures: found ''; give a folder"),
     ],
 )
-def test_bad_configuration(config, words):
+def test_bad_configuration(config, words, count):
+    count("bad inputs refused in one line")
     with pytest.raises(InputError) as caught:
         planning.plan(ROOT, config)
     assert words in str(caught.value)
