@@ -4,7 +4,7 @@ BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 READY := .venv/ready
 
-.PHONY: all review test smoke check bench gallery notebook clean
+.PHONY: all review test smoke check torture audit bench gallery notebook clean
 all: $(READY)
 	@snakemake
 	@snakemake --report report.html --quiet all
@@ -35,6 +35,18 @@ test: $(READY) check smoke data
 
 check: $(READY)
 	@ruff check . && ruff format --check . && snakefmt --check Snakefile && snakemake --lint && mypy
+
+# what `make test` tries a few hundred times, a hundred thousand times, and forty kills of the whole smoke workflow; the
+# counts go to docs/reliability.md
+torture: $(READY) data
+	@$(BIN)/python -m pytest -n auto --torture tests/test_hostile.py tests/test_fuzz.py tests/test_killed.py \
+	    tests/test_determinism.py tests/test_bad_input.py tests/test_experiment.py tests/test_aggregators.py
+	@echo "Counts: docs/reliability.md"
+
+# known weaknesses of what is installed, as the Python Packaging Authority's database has them
+audit: $(READY)
+	@$(BIN)/python -m pip install --disable-pip-version-check --quiet pip-audit==2.10.1
+	@$(BIN)/pip-audit --local --skip-editable
 
 .PHONY: data
 data: $(READY)

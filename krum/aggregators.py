@@ -91,7 +91,7 @@ class Aggregator:
         return self.function(geometry, *(context[name] for name in self.needs), **options)
 
     def split(self, options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Of a caller's keyword arguments, the round and the coin that the rule needs, and its options."""
+        """Of a caller's keyword arguments, the round and the coin that the rule needs, and its options; InputError."""
         needs = [name for name in self.needs if name in ("round", "coin")]
         missing = [name for name in needs if name not in options]
         if missing:
@@ -242,7 +242,10 @@ def one_minus_p_krum(
 
 @selection_rule()
 def medoid(squared_distances: "Tensor") -> "Tensor":
-    """The vector with the least sum of distances (not squared) to the others, the smallest index on a tie."""
+    """The vector with the least sum of distances (not squared) to the others, the smallest index on a tie.
+
+    A variant in the supplement of Blanchard et al. (2017).
+    """
     return _without_infinite_vectors(squared_distances).sqrt().sum(-1)
 
 

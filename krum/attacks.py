@@ -66,7 +66,7 @@ def omniscient(adversary: "Adversary", *, length: float = 100.0, samples: int | 
 
 @attack
 def sign_flip(adversary: "Adversary", *, scale: float = 1.0) -> "ByzantineVectors":
-    """All send `-scale` times the mean honest gradient."""
+    """All send `-scale` times the mean honest gradient (sign flipping, Li et al., 2019)."""
     return adversary.combinations(adversary.coefficients(1, -scale / adversary.honest))
 
 
@@ -154,13 +154,13 @@ def label_flip(adversary: "Adversary") -> "ByzantineVectors":
 
 @attack
 def crash(adversary: "Adversary") -> "ByzantineVectors":
-    """All send zeros, as a server sees a worker that is gone."""
+    """All send zeros, as a server sees a worker that is gone (ours)."""
     return adversary.combinations(adversary.coefficients(1))
 
 
 @attack(lasting=True)
 def stale(adversary: "Adversary", *, rounds: int = 50) -> "ByzantineVectors":
-    """Each repeats one of its own gradients for that many rounds, then takes a new one."""
+    """Each repeats one of its own gradients for that many rounds, then takes a new one (ours)."""
     if adversary.round % rounds == 0 or "stale" not in adversary.memory:
         adversary.memory["stale"] = adversary.own_vectors()
     return adversary.vectors(adversary.memory["stale"])
@@ -168,11 +168,11 @@ def stale(adversary: "Adversary", *, rounds: int = 50) -> "ByzantineVectors":
 
 @attack
 def wrong_scale(adversary: "Adversary", *, factor: float = 100.0) -> "ByzantineVectors":
-    """Each sends `factor` times its own gradient, as with a wrong learning rate or a forgotten division."""
+    """Each sends `factor` times its own gradient, as with a wrong learning rate or a forgotten division (ours)."""
     return adversary.vectors(factor * adversary.own_vectors())
 
 
 @attack
 def nan(adversary: "Adversary") -> "ByzantineVectors":
-    """All send NaN in every coordinate."""
+    """All send NaN in every coordinate (ours)."""
     return adversary.vectors(adversary.own_vectors()[:, :1] * float("nan"))

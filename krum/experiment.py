@@ -175,7 +175,10 @@ def load_all(folder: Path = EXPERIMENTS, overrides: Mapping[str, Any] | None = N
 
 
 def load(path: Path | str, overrides: Mapping[str, Any] | None = None) -> Experiment:
-    """One experiment. `overrides` are parameters that win over everything in the file, for a small run."""
+    """One experiment. `overrides` are parameters that win over everything in the file, for a small run.
+
+    Raises InputError for the first mistake in the file, in defaults.yaml or in the overrides.
+    """
     path = Path(path)
     if path.stem in TAKEN or not re.fullmatch(r"[a-z][a-z0-9_-]*", path.stem):
         raise InputError(

@@ -166,7 +166,10 @@ def gallery(
     figures: Path,
     root: Path,
 ) -> None:
-    """Write docs/: every figure, gallery.md, scorecard.md; and the scorecard's part of README.md. From a full run."""
+    """Write docs/: every figure, gallery.md, scorecard.md; and the scorecard's part of README.md. From a full run.
+
+    Raises InputError where README.md has no place for it.
+    """
     pages = [
         "# Gallery",
         "",
@@ -209,7 +212,7 @@ def copy_figure(name: str, figures: Path, root: Path, command: str) -> None:
 def answers(template: str, scorecard: "pd.DataFrame", tables: Mapping[str, str] | None = None) -> str:
     """docs/review.md: the template with every {claim} replaced by its value, interval and verdict.
 
-    `tables` holds what stands for names that are no claims.
+    `tables` holds what stands for names that are no claims. Raises InputError for a name that is neither.
     """
     found = {row.claim: f"{interval(row)} ({MARKS[row.verdict]} {row.verdict})" for row in scorecard.itertuples()}
     found.update({"tally": tally(scorecard), **(tables or {})})
@@ -271,7 +274,10 @@ def survival(rows: "pd.DataFrame") -> str:
 
 
 def memory(spec: Experiment, results: Path, fewest: int, most: int) -> str:
-    """The greatest resident memory of the averaging cells at two numbers of points, by Snakemake's benchmark files."""
+    """The greatest resident memory of the averaging cells at two numbers of points, by Snakemake's benchmark files.
+
+    Raises InputError where they are missing.
+    """
     found = {}
     for cell in spec.cells:
         if cell.aggregator == "average" and cell.workers > 1 and cell.points in (fewest, most):

@@ -212,7 +212,8 @@ def replacing(path: Path) -> Iterator[Path]:
     """A temporary path beside `path` that takes its place when the block ends well, and vanishes when it does not.
 
     Its name is always the same, so that what a killed process left behind is overwritten by the next one. A process
-    whose workflow was killed may still be at work on the same file: whoever comes second waits for the first.
+    whose workflow was killed may still be at work on the same file: whoever comes second waits for the first. Raises
+    InputError where there is no room or no permission.
     """
     check_place(path)
     temporary = path.with_name(f".{path.stem}.partial{path.suffix}")

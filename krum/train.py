@@ -105,7 +105,7 @@ def train(cell: Cell, seed: int = 0, device: str = "auto") -> list[dict[str, Any
 
 
 def main(argv: list[str]) -> int:
-    """Be one rank of `torchrun`."""
+    """Be one rank of `torchrun`; mistakes in the arguments are InputErrors, told once."""
     parser = argparse.ArgumentParser(prog="torchrun -m krum.train", description=__doc__.partition("\n")[0])
     parser.add_argument("parameters", nargs="*", metavar="parameter=value", help="as in an experiment's YAML")
     parser.add_argument("--seed", type=int, default=0, help="which of the cell's seeds (default: 0)")
