@@ -31,7 +31,7 @@ notebook: $(READY)
 	@jupyter lab notebooks/inspect.ipynb
 
 test: $(READY) check smoke data
-	@$(BIN)/python -m pytest -n auto
+	@$(BIN)/python -m pytest -n auto --dist worksteal
 
 check: $(READY)
 	@ruff check . && ruff format --check . && snakefmt --check Snakefile && snakemake --lint && mypy

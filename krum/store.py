@@ -223,8 +223,9 @@ def replacing(path: Path) -> Iterator[Path]:
             try:
                 yield temporary
                 os.replace(temporary, path)
-            finally:
+            except BaseException:  # not after the move: the name may be the next writer's already
                 temporary.unlink(missing_ok=True)
+                raise
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno else error
         raise InputError(f"{path}: cannot be written ({reason}); free or unlock its folder") from None

@@ -8,7 +8,8 @@ import pytest
 import torch
 from small_project import ROOT, results, snakemake
 
-from krum import experiment, models, store
+import krum.__main__ as cli
+from krum import models, store
 from krum.aggregators import AGGREGATORS
 from krum.attacks import ATTACKS, LASTING, LEAST_BYZANTINE
 from krum.simulation import COLUMNS, simulate
@@ -85,25 +86,25 @@ def test_a_product_has_its_bytes_in_any_stack(rows, columns, dtype):
 
 def test_cores_and_order_change_no_byte(project, tmp_path_factory):
     """One core and two, the last curve first, with OpenMP told to use two threads."""
-    snakemake(project)
+    joined = ["results/small.parquet", "results/the-other.parquet"]
+    snakemake(project, *joined)
     expected = results(project)
     last_first = [str(path) for path in reversed(list(expected)) if path.parent.name == "curves"]
     again = tmp_path_factory.mktemp("again") / "project"
     subprocess.run(["cp", "-r", str(project), str(again)], check=True)
-    for folder in ("results", "figures", ".snakemake"):
+    for folder in ("results", ".snakemake"):
         subprocess.run(["rm", "-r", str(again / folder)], check=True)
     command = [sys.executable, "-m", "snakemake", "--cores", "1"]
     environment = {**os.environ, "OMP_NUM_THREADS": "2", "MKL_NUM_THREADS": "2"}
-    for targets in (last_first[:3], []):
+    for targets in (last_first[:3], joined):
         subprocess.run([*command, *targets], cwd=again, env=environment, check=True, capture_output=True)
     assert results(again) == expected
 
 
-def test_a_curve_says_how_far_it_can_be_repeated(project):
+def test_a_curve_says_how_far_it_can_be_repeated(make_cell, tmp_path):
     """On a CPU to the byte; on a GPU to rounding, where the order of sums is the hardware's."""
-    cell = experiment.load(project / "experiments" / "small.yaml").cells[0]
-    command = [sys.executable, "-m", "krum", "curve", "--cell", cell.to_json(), "--output", "one.parquet"]
-    subprocess.run([*command, "--device", "cpu"], cwd=project, check=True, capture_output=True)
-    _, metadata = store.read(project / "one.parquet")
+    path = tmp_path / "one.parquet"
+    assert cli.main(["curve", "--cell", make_cell().to_json(), "--output", str(path), "--device", "cpu"]) == 0
+    _, metadata = store.read(path)
     assert (metadata["device"], metadata["repeats"]) == ("cpu", "to the byte, on this machine with these libraries")
     assert "repeats" in (ROOT / "results" / "README.md").read_text()

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from small_project import ROOT, results, snakemake
 
-from krum import experiment, store
+from krum import experiment, planning, store
 
 SMOKE = ("--configfile", "profiles/smoke.yaml")
 
@@ -54,6 +54,7 @@ def kill(running, whom):
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="processes are found in /proc")
 def test_killed_at_random_moments_it_ends_in_the_same_bytes(project, tmp_path_factory, torture, count):
     kills, targets = (40, ("all", "review")) if torture else (10, ())
+    (project / "experiments" / "the-other.yaml").unlink()
     if torture:  # the whole smoke sweep
         shutil.rmtree(project / "experiments")
         shutil.copytree(ROOT / "experiments", project / "experiments")
@@ -70,7 +71,10 @@ def test_killed_at_random_moments_it_ends_in_the_same_bytes(project, tmp_path_fa
         running = subprocess.Popen(
             command, cwd=project, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
         )
-        delay, whom = random.uniform(0.5, seconds / (4 if torture else 1)), random.choice(("all", "snakemake", "any"))
+        delay, whom = (
+            seconds * random.uniform(0.1, 0.25 if torture else 0.6),
+            random.choice(("all", "snakemake", "any")),
+        )
         history.append((round(delay, 2), whom))
         with suppress(subprocess.TimeoutExpired):
             running.wait(delay)
@@ -134,23 +138,25 @@ def mount():
 def test_a_full_disk(project, mount):
     """Jobs that find no room say so in a line; what was finished stays, and the next run goes on from there."""
     mount(project / "results", "size=1m")
-    snakemake(project, "results/small.parquet")
+    (project / "experiments" / "small.yaml").unlink()
+    first = next(iter(planning.plan(project, {}).cells))
+    snakemake(project, f"results/curves/{first}.parquet")
     finished = results(project)
     ballast = project / "results" / "ballast"
     with ballast.open("wb", buffering=0) as file, suppress(OSError):
         while True:
             file.write(b"x" * 4096)
-    output = snakemake(project, check=False)
+    output = snakemake(project, "results/the-other.parquet", check=False)
     assert "cannot be written (No space left on device); free or unlock its folder" in output
     assert "Traceback" not in output
     assert results(project) == finished, "nothing is lost, and nothing half-written appears"
     ballast.unlink()
-    snakemake(project)
+    snakemake(project, "results/the-other.parquet")
     assert {path: content for path, content in results(project).items() if path in finished} == finished
 
 
 def test_a_read_only_folder_is_refused_before_any_work(project, mount):
-    snakemake(project, "results/small.parquet")
+    snakemake(project, "results/the-other.parquet")
     kept = results(project)
     if os.geteuid() == 0:
         shutil.rmtree(project / "results")
@@ -165,7 +171,7 @@ def test_a_read_only_folder_is_refused_before_any_work(project, mount):
         output = snakemake(project, check=False)
         assert "error: config: results: results cannot be written to" in output and "Traceback" not in output
         assert not (project / "figures").exists() and results(project) == kept
-        cell = experiment.load(project / "experiments" / "small.yaml").cells[0]
+        cell = experiment.load(project / "experiments" / "the-other.yaml").cells[0]
         command = [sys.executable, "-m", "krum", "curve", "--cell", cell.to_json(), "--output", "results/x.parquet"]
         done = subprocess.run(command, cwd=project, capture_output=True, text=True, check=False)
         assert done.returncode == 1 and "results/x.parquet: cannot be written" in done.stderr
