@@ -420,20 +420,20 @@ def _share_a_large_part(addresses, lengths, like):
 
 
 @_compiled
-def _last_columns(addresses, start, count, like):
-    """Less than LANES columns of all rows, copied and filled up with zeros, and where their rows begin."""
-    copied = np.zeros((len(addresses), LANES), like.dtype)
-    begin = np.empty(len(addresses), np.uint64)
+def _copy_last(addresses, start, count, like, copied, begin):
+    """Copy less than LANES columns of all rows to `copied [n, LANES]`, zeros after them; where its rows begin."""
+    copied[:, count:] = 0
     for row in range(len(addresses)):
         begin[row] = np.uint64(copied.ctypes.data) + np.uint64(row * LANES * like.itemsize)
         for k in range(count):
             copied[row, k] = _number(addresses[row] + np.uint64((start + k) * like.itemsize), like)
-    return copied, begin
 
 
 @_compiled
 def _add_tiles(left, right, lengths, symmetric, first, last, chunk, like, zero, out):
     """Add to `out` the sums over the columns `first` to `last` of all parts, laid end to end."""
+    ends, a = np.empty((left.shape[1], LANES), like.dtype), np.empty(left.shape[1], np.uint64)
+    more_ends, b = (ends, a) if symmetric else (np.empty((right.shape[1], LANES), like.dtype), np.empty_like(right[0]))
     begin = 0
     for part in range(len(lengths)):
         start, stop = max(first - begin, 0), min(last - begin, lengths[part])
@@ -445,10 +445,10 @@ def _add_tiles(left, right, lengths, symmetric, first, last, chunk, like, zero, 
                     left[part], right[part], out.shape[0], out.shape[1], symmetric, start, whole, like, zero, out
                 )
             if whole < count:
-                kept, a = _last_columns(left[part], start + whole, count - whole, like)
-                also_kept, b = _last_columns(right[part], start + whole, count - whole, like)
+                _copy_last(left[part], start + whole, count - whole, like, ends, a)
+                if not symmetric:
+                    _copy_last(right[part], start + whole, count - whole, like, more_ends, b)
                 _over_tiles(a, b, out.shape[0], out.shape[1], symmetric, 0, LANES, like, zero, out)
-                out[0, 0] += 0.0 * (kept.size + also_kept.size)  # they live until here
             start += count
         begin += lengths[part]
 
