@@ -39,7 +39,7 @@ check: $(READY)
 # what `make test` tries a few hundred times, a hundred thousand times, and forty kills of the whole smoke workflow; the
 # counts go to docs/reliability.md
 torture: $(READY) data
-	@$(BIN)/python -m pytest -n auto --torture tests/test_hostile.py tests/test_fuzz.py tests/test_killed.py \
+	@$(BIN)/python -m pytest -n auto --dist worksteal --torture tests/test_hostile.py tests/test_fuzz.py tests/test_killed.py \
 	    tests/test_determinism.py tests/test_bad_input.py tests/test_experiment.py tests/test_aggregators.py
 	@echo "Counts: docs/reliability.md"
 
