@@ -15,6 +15,8 @@ from torch import Tensor
 from krum.gradients import ExplicitGradients, WorkerGradients
 from krum.models import product
 
+ROUNDS_AHEAD, NUMBERS_AHEAD = 50, 2**17  # of Gaussian draws, and numbers of one replica
+
 
 class ByzantineVectors:
     """What f Byzantine workers send in R replicas."""
@@ -48,7 +50,7 @@ class Adversary:
     wrong_model: Callable[[], Tensor]  # a model trained on wrong labels, always the same, flat [R, d]
     own: Callable[[bool], Tensor]  # what the Byzantine workers would send if honest, flat [R, f, d]; True: wrong labels
     round: int  # from 0
-    memory: dict[str, Tensor]  # what an attack keeps from one round to the next
+    memory: dict[str, Tensor]  # what an attack keeps from one round to the next, and draws ahead
     generators: Sequence[np.random.Generator]  # one per replica, for small draws
     noise: Sequence[torch.Generator]  # one per replica, for draws of d numbers
     dimension: int
@@ -225,18 +227,28 @@ class Gaussian(ByzantineVectors):
     def _drawn(self) -> tuple[Tensor, Tensor]:
         adversary = self.adversary
         h, f = adversary.honest, adversary.byzantine
-        in_span, rest = np.empty((adversary.replicas, f, h)), np.zeros((adversary.replicas, f, f))
-        below, diagonal = np.tril_indices(f, -1), np.arange(f)
-        for replica, rng in enumerate(adversary.generators):
-            in_span[replica] = rng.standard_normal((f, h))
-            rest[replica][below] = rng.standard_normal(len(below[0]))
-            rest[replica][diagonal, diagonal] = np.sqrt(rng.chisquare(adversary.dimension - h - diagonal))
-        device = adversary.honest_gram.device
-        z = torch.from_numpy(in_span).to(device)
-        triangular = torch.from_numpy(rest).to(device)
+        ahead = max(1, min(ROUNDS_AHEAD, NUMBERS_AHEAD // (f * (h + f))))
+        turn, kept = adversary.round % ahead, adversary.memory
+        if turn == 0 or "gaussian in span" not in kept:
+            kept["gaussian in span"], kept["gaussian beside"] = self._ahead(ahead, h, f)
+        z, triangular = kept["gaussian in span"][turn], kept["gaussian beside"][turn]
         with_honest = product(_square_root(adversary.honest_gram), z.mT)
         among = z @ z.mT + triangular @ triangular.mT
         return self.standard_deviation * with_honest, self.standard_deviation**2 * among
+
+    def _ahead(self, rounds: int, h: int, f: int) -> tuple[Tensor, Tensor]:
+        """What the coming rounds need, [rounds, R, f, h] and [rounds, R, f, f]: small draws are slow one by one."""
+        adversary = self.adversary
+        in_span = np.empty((rounds, adversary.replicas, f, h))
+        beside = np.zeros((rounds, adversary.replicas, f, f))
+        below, diagonal = np.tril_indices(f, -1), np.arange(f)
+        for replica, rng in enumerate(adversary.generators):
+            in_span[:, replica] = rng.standard_normal((rounds, f, h))
+            beside[:, replica, below[0], below[1]] = rng.standard_normal((rounds, len(below[0])))
+            squares = rng.chisquare(adversary.dimension - h - diagonal, size=(rounds, f))
+            beside[:, replica, diagonal, diagonal] = np.sqrt(squares)
+        device = adversary.honest_gram.device
+        return torch.from_numpy(in_span).to(device), torch.from_numpy(beside).to(device)
 
     def inner_products(self) -> tuple[Tensor, Tensor]:
         return self._drawn
