@@ -27,7 +27,8 @@ Branch = Literal["samples", "gradients"]
 
 # Numbers of a layer's gradients that are formed at a time: a CPU's cache should hold them.
 FORMED_AT_ONCE = {"cpu": 400_000, "cuda": 2**28}
-# Rows that meet all later ones in one matrix product: fewer waste less on the symmetric half, more fill the processor.
+# Rows that meet all later ones in one matrix product, where `krum.kernels` has no way to take half of it: fewer waste
+# less on the symmetric half, more fill the processor.
 PAIRED_AT_ONCE = 100
 # What it costs to write and read a formed number, in multiply-adds.
 PER_FORMED = 25
@@ -80,6 +81,12 @@ class WorkerGradients:
     def _add_sums_over_pairs(self, gram: Tensor, rows: int, layers: list[tuple[Tensor, Tensor]]) -> None:
         """Add sums over pairs of rows to the upper triangle, block by block of workers, without the blocks below."""
         replicas, h = gram.shape[:2]
+        if gram.device.type == "cpu" and self.like.dtype == torch.float32:
+            from krum import kernels
+
+            for x, delta in layers:
+                kernels.add_sums_over_pairs(gram, x.contiguous(), delta.contiguous())
+            return
         at_once = workers_at_once(rows)
         for first in range(0, h, at_once):
             last = min(first + at_once, h)

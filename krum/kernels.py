@@ -6,6 +6,7 @@ half of a symmetric matrix is computed, and chunks of columns are short enough f
 
 - `products`: inner products of float32, float16 or bfloat16 vectors. Products and sums are float32, in LANES sums side
   by side over one chunk, which are added up in float64.
+- `add_sums_over_pairs`: what a layer adds to the inner products of gradients, from its inputs and derivatives.
 - `squared_differences`: `||V_i - V_j||^2` in float64 from the differences, which cancel nothing.
 - `weighted_sum`: a rule's combination of the rows, in float64.
 
@@ -110,6 +111,17 @@ def weighted_sum(weights: Sequence[float], part: Part, result: Tensor) -> None:
     else:
         cuts = [len(into) * i // spans // ADDED * ADDED for i in range(spans)] + [len(into)]
         list(_in_threads(partial(_add_up, addresses, factors, like, into), cuts, spans))
+
+
+def add_sums_over_pairs(gram: Tensor, x: Tensor, delta: Tensor) -> None:
+    """Add `sum_{s in i, t in j} (x_s . x_t + 1) (delta_s . delta_t)` to the upper triangles of `gram [R, h, h]`.
+
+    `x [R, S, in]` and `delta [R, S, out]` are contiguous float32 on the CPU, S / h rows of each worker after the
+    other's; gram is float64. Every replica has the bytes that it has alone.
+    """
+    replicas, total, _ = x.shape
+    where = [(part.data_ptr(), 4 * part.stride(0), 4 * part.stride(1), part.shape[2]) for part in (x, delta)]
+    _add_pairs(*where, replicas, total, total // gram.shape[1], np.empty(0, np.float32), np.float32(0), gram.numpy())
 
 
 @dataclass(frozen=True)
@@ -451,6 +463,38 @@ def _add_tiles(left, right, lengths, symmetric, first, last, chunk, like, zero, 
                 _over_tiles(a, b, out.shape[0], out.shape[1], symmetric, 0, LANES, like, zero, out)
             start += count
         begin += lengths[part]
+
+
+@_compiled
+def _begin_rows(begin, of_row, rows, padded):
+    """Where rows begin, the last one repeated until tiles are full, as [1, padded]."""
+    addresses = np.empty((1, padded), np.uint64)
+    for row in range(padded):
+        addresses[0, row] = np.uint64(begin) + np.uint64(min(row, rows - 1) * of_row)
+    return addresses
+
+
+@_compiled
+def _add_pairs(x, delta, replicas, total, rows, like, zero, gram):
+    """Add the sums over pairs of rows, `rows` of each worker, in all replicas; x and delta: begin, steps and width."""
+    padded = (total + TILE - 1) // TILE * TILE
+    of_x, of_delta = np.empty((total, total)), np.empty((total, total))
+    for replica in range(replicas):
+        for (begin, of_replica, of_row, width), products in ((x, of_x), (delta, of_delta)):
+            products[:] = 0
+            addresses = _begin_rows(begin + replica * of_replica, of_row, total, padded)
+            lengths = np.array([width])
+            _add_tiles(addresses, addresses, lengths, True, 0, width, CHUNK, like, zero, products)
+        for s in range(total):
+            i = s // rows
+            gram[replica, i, i] -= (of_x[s, s] + 1) * of_delta[s, s]  # which is not twice there
+            first, last = s, (i + 1) * rows
+            for j in range(i, total // rows):
+                so_far = 0.0
+                for t in range(first, last):
+                    so_far += (of_x[s, t] + 1) * of_delta[s, t]
+                gram[replica, i, j] += 2 * so_far if i == j else so_far
+                first, last = last, last + rows
 
 
 @intrinsic

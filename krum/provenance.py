@@ -18,7 +18,7 @@ from krum.experiment import Cell, Probe
 from krum.probes import PROBES, TRAINING, USES
 
 PACKAGE = Path(__file__).resolve().parent
-ENGINE = ("adversary", "datasets", "deformations", "distances", "gradients", "models", "simulation", "store")
+ENGINE = ("adversary", "datasets", "deformations", "distances", "gradients", "kernels", "models", "simulation", "store")
 AGGREGATION = ("aggregation", "aggregators", "distances", "kernels", "selection", "store", "theory", "vectors")
 LIBRARIES = ("numpy", "pyarrow", "scikit-learn", "torch")
 # Read when the code is, so that an edit while this process works does not pass for what it computes.

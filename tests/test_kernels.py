@@ -136,3 +136,29 @@ def test_threads_of_our_own_where_torchs_cannot_be_had(monkeypatch):
     expected = kernels.squared_differences([vectors])
     monkeypatch.setattr(kernels, "_torchs_team", lambda: None)
     assert torch.equal(kernels.squared_differences([vectors]), expected)
+
+
+@settings(max_examples=60)
+@given(
+    sizes=st.tuples(*[st.integers(1, top) for top in (4, 9, 7, 30, 12)]),
+    seed=st.integers(0, 999),
+    spoiled=st.booleans(),
+)
+def test_sums_over_pairs(sizes, seed, spoiled):
+    """Every pair of rows in float64; a replica alone, and beside one that is not finite."""
+    replicas, workers, rows, fan_in, fan_out = sizes
+    generator = torch.Generator().manual_seed(seed)
+    x, delta = (torch.randn(replicas, workers * rows, width, generator=generator) for width in (fan_in, fan_out))
+    if spoiled:
+        delta[-1, 0] = torch.nan
+    gram = torch.ones(replicas, workers, workers, dtype=torch.float64)
+    kernels.add_sums_over_pairs(gram, x, delta)
+    pairs = (x.double() @ x.double().mT + 1) * (delta.double() @ delta.double().mT)
+    expected = 1 + pairs.view(replicas, workers, rows, workers, rows).sum((2, 4))
+    size = (x.norm(dim=-1).square() + 1).amax() * delta.nan_to_num().norm(dim=-1).square().amax() * rows**2
+    close = (gram - expected).abs() <= 1e-5 * size.double() + 1e-12
+    assert bool((close | expected.isnan()).triu()[~torch.ones(workers, workers).tril(-1).bool().expand_as(close)].all())
+    for replica in range(replicas):
+        alone = torch.ones(1, workers, workers, dtype=torch.float64)
+        kernels.add_sums_over_pairs(alone, x[replica : replica + 1].clone(), delta[replica : replica + 1].clone())
+        assert alone[0].numpy().tobytes() == gram[replica].numpy().tobytes()
