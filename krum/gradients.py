@@ -32,6 +32,8 @@ FORMED_AT_ONCE = {"cpu": 400_000, "cuda": 2**28}
 PAIRED_AT_ONCE = 100
 # What it costs to write and read a formed number, in multiply-adds.
 PER_FORMED = 25
+# What a pair costs `krum.kernels` beside its products, in multiply-adds, and how long one takes against a formed one's.
+PER_PAIR, COMPILED = 440, 0.6
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ class WorkerGradients:
         gram = self.inputs[0].new_zeros((self.inputs[0].shape[0], h, h), dtype=torch.float64)
         for x, delta in zip(self.inputs, self.deltas, strict=True):
             rows = x.shape[1] // h
-            if (self.branch or cheaper_branch(h, rows, x.shape[-1], delta.shape[-1])) == "samples":
+            if (self.branch or cheaper_branch(h, rows, x.shape[-1], delta.shape[-1], self._halved)) == "samples":
                 by_samples.setdefault(rows, []).append((x, delta))
             else:
                 self._add_products_of_formed(gram, x, delta)
@@ -78,10 +80,15 @@ class WorkerGradients:
         upper = gram.triu_()
         return (upper + upper.triu(1).mT).div_(self.batch_size**2)
 
+    @property
+    def _halved(self) -> bool:
+        """`krum.kernels` takes exactly half of the pairs."""
+        return self.like.device.type == "cpu" and self.like.dtype == torch.float32
+
     def _add_sums_over_pairs(self, gram: Tensor, rows: int, layers: list[tuple[Tensor, Tensor]]) -> None:
         """Add sums over pairs of rows to the upper triangle, block by block of workers, without the blocks below."""
         replicas, h = gram.shape[:2]
-        if gram.device.type == "cpu" and self.like.dtype == torch.float32:
+        if self._halved:
             from krum import kernels
 
             for x, delta in layers:
@@ -262,13 +269,17 @@ def worker_gradients(
     return WorkerGradients(inputs, deltas, workers, samples.shape[1] // workers, branch)
 
 
-def cheaper_branch(workers: int, rows: int, fan_in: int, fan_out: int) -> Branch:
+def cheaper_branch(workers: int, rows: int, fan_in: int, fan_out: int, halved: bool = False) -> Branch:
     """The cheaper way to a layer's Gram matrix, by its multiply-adds: over pairs of rows, or formed gradients.
 
-    `rows` is what each worker has in the layer: its samples, times the positions of a convolution.
+    `rows` is what each worker has in the layer: its samples, times the positions of a convolution. `halved` says that
+    no more than half of the pairs are taken, instead of blocks of workers.
     """
-    every, block = workers * rows, min(workers, workers_at_once(rows)) * rows
-    over_pairs = every * (every + block) // 2 * (fan_in + fan_out)
+    every = workers * rows
+    if halved:
+        over_pairs = COMPILED * every * (every + 1) / 2 * (fan_in + fan_out + PER_PAIR)
+    else:
+        over_pairs = every * (every + min(workers, workers_at_once(rows)) * rows) / 2 * (fan_in + fan_out)
     formed = (every + workers**2 + PER_FORMED * workers) * fan_in * fan_out
     return "samples" if over_pairs <= formed else "gradients"
 
