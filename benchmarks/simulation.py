@@ -201,7 +201,7 @@ def where_time_goes(work, device, rounds):
     first = sorted(own, key=own.get, reverse=True)[:OPERATIONS]
     others = sum(own.values()) - sum(own[name] for name in first)
     shares = [(f"`{name}`", own[name]) for name in first]
-    shares += [("other operations", others), ("outside torch: Python, numpy", took - sum(own.values()))]
+    shares += [("other operations", others), ("outside torch: Python, numpy, `krum.kernels`", took - sum(own.values()))]
     return page.table(["operation", "of a round's time"], [[name, f"{part / took:.1%}"] for name, part in shares])
 
 

@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 import torch
 
+from benchmarks import __main__ as command
 from benchmarks import aggregation, curves, growth, page, peers
 from krum import experiment
 
@@ -59,3 +60,14 @@ def test_arithmetic_of_a_curve():
     first, second = 784 * 100, 100 * 10
     expected = 7 * (2 * 60 * (2 * first + 3 * second) + 3 * 6000 * (first + second))
     assert curves.arithmetic(cell, 60_000) == expected
+
+
+def test_a_section_is_measured_again():
+    page = "# Speed\n\nfirst\n\n## One\n\nold\n\n## Two\n\ntwo\n"
+    found = command.replaced(page, "## One\n\nnew\n", "command")
+    assert found == page.replace("old", "Measured after the other parts, with `command`.\n\nnew")
+    last = command.replaced(page, "## Two\n\nnew\n", "command")
+    assert last == page.replace("two", "Measured after the other parts, with `command`.\n\nnew")
+    assert command.replaced(found, "## One\n\nnew\n", "command") == found
+    with pytest.raises(SystemExit, match="has no '## Three'"):
+        command.replaced(page, "## Three\n", "command")
