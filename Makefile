@@ -44,9 +44,12 @@ torture: $(READY) data
 	@echo "Counts: docs/reliability.md"
 
 # known weaknesses of what is installed, as the Python Packaging Authority's database has them
-audit: $(READY)
-	@$(BIN)/python -m pip install --disable-pip-version-check --quiet pip-audit==2.10.1
-	@$(BIN)/pip-audit --local --skip-editable
+audit: .venv/audit/bin/pip-audit
+	@$< --strict --path "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
+
+.venv/audit/bin/pip-audit: $(READY)
+	@$(PYTHON) -m venv .venv/audit
+	@.venv/audit/bin/python -m pip install --disable-pip-version-check --quiet pip-audit==2.10.1
 
 .PHONY: data
 data: $(READY)
