@@ -36,7 +36,7 @@ test: $(READY) check smoke data
 check: $(READY)
 	@ruff check . && ruff format --check . && snakefmt --check Snakefile && snakemake --lint && mypy
 
-# what `make test` tries a few hundred times, a hundred thousand times, and forty kills of the whole smoke workflow; the
+# what `make test` tries a few hundred times, a hundred thousand times, and twenty kills of the whole smoke sweep; the
 # counts go to docs/reliability.md
 torture: $(READY) data
 	@$(BIN)/python -m pytest -n auto --dist worksteal --torture tests/test_hostile.py tests/test_fuzz.py tests/test_killed.py \

@@ -157,7 +157,7 @@ class Linear(ByzantineVectors):
         parts = []
         if self.coefficients is not None:
             formed = self.adversary.gradients.vectors()
-            parts.append(_for_all(self.coefficients.to(formed.dtype) @ formed, self.adversary.byzantine, 1))
+            parts.append(_for_all(product(self.coefficients.to(formed.dtype), formed), self.adversary.byzantine, 1))
         if self.explicit is not None:
             parts.append(_for_all(self.explicit, self.adversary.byzantine, 1))
         return sum(parts[1:], parts[0])
@@ -271,7 +271,7 @@ class Gaussian(ByzantineVectors):
         honest = adversary.gradients.vectors()
         every = torch.eye(adversary.byzantine, dtype=honest.dtype, device=honest.device)
         coefficients, explicit = self._formed(every.expand(adversary.replicas, -1, -1))
-        return coefficients @ honest + explicit
+        return product(coefficients, honest) + explicit
 
     def _formed(self, weights: Tensor) -> tuple[Tensor, Tensor]:
         """`sum_k w_k B_k` for `weights [R, c, f]`: coefficients [R, c, h] and vectors [R, c, d].
@@ -292,11 +292,11 @@ class Gaussian(ByzantineVectors):
         fresh_projection = product(inverse, fresh_with_honest)
         fresh_rest = fresh.bmm(fresh.mT).double() - fresh_with_honest.mT @ fresh_projection
         of_fresh = torch.linalg.solve(_square_root(fresh_rest), rest, left=False)
-        of_honest = projection.mT - of_fresh @ fresh_projection.mT
+        of_honest = projection.mT - product(of_fresh, fresh_projection.mT)
         coefficients = weights.new_zeros((*weights.shape[:2], adversary.honest))
         vectors = weights.new_zeros((*weights.shape[:2], adversary.dimension))
         coefficients[needed] = of_honest.to(weights.dtype)
-        vectors[needed] = of_fresh.to(weights.dtype).bmm(fresh)
+        vectors[needed] = product(of_fresh.to(weights.dtype), fresh)
         return coefficients, vectors
 
 
@@ -331,4 +331,4 @@ def _weighted_sum(weights: Tensor, part: Tensor) -> Tensor | None:
     part = part.to(weights.dtype)
     if not bool(used.all()):
         part = part.where(used[..., None], 0.0)
-    return part[:, 0] * weights if part.shape[1] == 1 else weights[:, None].bmm(part).squeeze(1)
+    return part[:, 0] * weights if part.shape[1] == 1 else product(weights[:, None], part).squeeze(1)
