@@ -39,6 +39,11 @@ CELLS += [
 CELLS += [{"aggregator": "krum", "attack": "mimic", "byzantine": 1, "worker_momentum": 0.9}]
 CELLS += [{"attack": "stale", "byzantine": 1, "worker_momentum": 0.9, "aggregator": "centred-clipping"}]
 CELLS += [{"model_options": (("hidden", sizes),), "workers": 3, "declared_f": 0} for sizes in ((1,), (), (300, 300))]
+CELLS += [  # one honest worker
+    {"aggregator": rule, "attack": attack, "workers": 5, "byzantine": 4, "declared_f": 0}
+    for rule in ("median", "multi-krum")
+    for attack in ("gaussian", "sign-flip", "a-little-is-enough", "barycentre-collusion")
+]
 CELLS += [{"workers": 1, "aggregator": "average", "declared_f": 0, "batch_size": size} for size in (1, 40)]
 
 
