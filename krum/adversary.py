@@ -138,7 +138,7 @@ class Linear(ByzantineVectors):
         among = gram.new_zeros((self.adversary.replicas, f, f))
         if self.explicit is not None:
             with_honest = with_honest + _for_all(gradients.inner_products(self.explicit), f, 2)
-            explicit = self.explicit.bmm(self.explicit.mT).double()
+            explicit = product(self.explicit, self.explicit.mT).double()
             among = among + _for_all(_for_all(explicit, f, 1), f, 2)
         if self.coefficients is not None:
             coefficients = _for_all(self.coefficients.double(), f, 1)
@@ -233,7 +233,7 @@ class Gaussian(ByzantineVectors):
             kept["gaussian in span"], kept["gaussian beside"] = self._ahead(ahead, h, f)
         z, triangular = kept["gaussian in span"][turn], kept["gaussian beside"][turn]
         with_honest = product(_square_root(adversary.honest_gram), z.mT)
-        among = z @ z.mT + triangular @ triangular.mT
+        among = product(z, z.mT) + product(triangular, triangular.mT)
         return self.standard_deviation * with_honest, self.standard_deviation**2 * among
 
     def _ahead(self, rounds: int, h: int, f: int) -> tuple[Tensor, Tensor]:
@@ -284,13 +284,13 @@ class Gaussian(ByzantineVectors):
         fresh = torch.stack([adversary.draw(r, weights.shape[1]) for r in needed.tolist()]).to(weights.device)
         gram, some = adversary.honest_gram[needed], weights[needed].double()
         with_honest, among = (part[needed] for part in self._drawn)
-        with_honest, among = product(with_honest, some.mT), product(some @ among, some.mT)
+        with_honest, among = product(with_honest, some.mT), product(product(some, among), some.mT)
         inverse = torch.linalg.pinv(gram.nan_to_num(), rtol=10 * torch.finfo(weights.dtype).eps, hermitian=True)
         projection = product(inverse, with_honest)
-        rest = _square_root(among - with_honest.mT @ projection)
+        rest = _square_root(among - product(with_honest.mT, projection))
         fresh_with_honest = adversary.gradients.of_replicas(needed).inner_products(fresh)
         fresh_projection = product(inverse, fresh_with_honest)
-        fresh_rest = fresh.bmm(fresh.mT).double() - fresh_with_honest.mT @ fresh_projection
+        fresh_rest = product(fresh, fresh.mT).double() - product(fresh_with_honest.mT, fresh_projection)
         of_fresh = torch.linalg.solve(_square_root(fresh_rest), rest, left=False)
         of_honest = projection.mT - product(of_fresh, fresh_projection.mT)
         coefficients = weights.new_zeros((*weights.shape[:2], adversary.honest))

@@ -99,10 +99,10 @@ class WorkerGradients:
             last = min(first + at_once, h)
             kernel = None
             for x, delta in layers:
-                of_delta = delta[:, first * rows : last * rows].bmm(delta[:, first * rows :].mT)
-                of_x = x[:, first * rows : last * rows].bmm(x[:, first * rows :].mT)
-                product = of_x.add_(1).mul_(of_delta)
-                kernel = product if kernel is None else kernel.add_(product)
+                of_delta = product(delta[:, first * rows : last * rows], delta[:, first * rows :].mT)
+                of_x = product(x[:, first * rows : last * rows], x[:, first * rows :].mT)
+                both = of_x.add_(1).mul_(of_delta)
+                kernel = both if kernel is None else kernel.add_(both)
             if kernel is not None:
                 sums = kernel.view(replicas, last - first, rows, h - first, rows).sum((2, 4))
                 gram[:, first:last, first:] += sums
@@ -114,10 +114,10 @@ class WorkerGradients:
         at_once, columns = max(1, numbers // (h * fan_in * fan_out)), max(1, numbers // (h * fan_out))
         for part, some, of_some in zip(gram.split(at_once), x.split(at_once), delta.split(at_once), strict=True):
             of_bias = self._by_worker(of_some).sum(1).unflatten(0, (-1, h))
-            products = of_bias.bmm(of_bias.mT).double()
+            products = product(of_bias, of_bias.mT).double()
             for piece in some.split(columns, -1):
                 formed = outer_sums(self._by_worker(piece), self._by_worker(of_some)).unflatten(0, (-1, h)).flatten(2)
-                products += formed.bmm(formed.mT)
+                products += product(formed, formed.mT)
             part += products
 
     def weighted(self, weights: Tensor, common: bool = False) -> list["Part"]:
@@ -161,7 +161,7 @@ class WorkerGradients:
             zip(self.inputs, self.deltas, strict=True), self._unflatten(vectors), strict=True
         ):
             side_by_side = weight.transpose(1, 2).flatten(2)
-            at_output = (x.bmm(side_by_side).unflatten(-1, (count, -1))).add_(bias[:, None])
+            at_output = (product(x, side_by_side).unflatten(-1, (count, -1))).add_(bias[:, None])
             by_row = at_output.mul_(delta[:, :, None]).sum(-1)
             total += by_row.double().view(replicas, self.workers, -1, count).sum(2) / self.batch_size
         return total
@@ -226,7 +226,7 @@ class ExplicitGradients:
     @cached_property
     def gram(self) -> Tensor:
         """Inner products, [R, h, h] float64."""
-        return self.flat.bmm(self.flat.mT).double()
+        return product(self.flat, self.flat.mT).double()
 
     def inner_products(self, vectors: Tensor) -> Tensor:
         """With flat `vectors [R, e, d]`: [R, h, e] float64."""
@@ -242,7 +242,7 @@ class ExplicitGradients:
 
     def sum(self, weights: Tensor) -> Tensor:
         """`sum_i w_i V_i` for `weights [R, h]`: [R, d]."""
-        return weights[:, None].bmm(self.flat).squeeze(1)
+        return product(weights[:, None], self.flat).squeeze(1)
 
 
 def worker_gradients(

@@ -179,26 +179,28 @@ NARROW = 16
 def product(one: "Tensor", other: "Tensor") -> "Tensor":
     """`one @ other` for stacks of matrices [R, m, k] and [R, k, n], each with the bytes that it has in any stack.
 
-    MKL takes another way for a stack of one whose products are single columns. For rows it does not.
+    MKL takes another way for a stack of one whose product is a single row or column: it is put into a stack of two.
     """
-    return one.bmm(other) if other.shape[-1] > 1 else other.mT.bmm(one.mT).mT
+    if len(one) > 1 or (one.shape[1] > 1 and other.shape[2] > 1):
+        return one.bmm(other)
+    return one.expand(2, -1, -1).bmm(other.expand(2, -1, -1))[:1]
 
 
 def affine(x: "Tensor", weight: "Tensor", bias: "Tensor") -> "Tensor":
     """`x W + bias` for `x [R, S, in]`: [R, S, out], contiguous."""
     if weight.shape[-1] >= NARROW:
-        return x.bmm(weight).add_(bias[:, None])  # baddbmm would first write the bias everywhere
+        return product(x, weight).add_(bias[:, None])  # baddbmm would first write the bias everywhere
     return product(weight.mT, x.mT).add_(bias[..., None]).mT.contiguous()
 
 
 def outer_sums(x: "Tensor", delta: "Tensor") -> "Tensor":
     """`x^T delta`, the sum of the rows' outer products: [k, S, in] and [k, S, out] -> [k, in, out]."""
-    return x.mT.bmm(delta) if delta.shape[-1] >= NARROW else product(delta.mT, x).mT
+    return product(x.mT, delta) if delta.shape[-1] >= NARROW else product(delta.mT, x).mT
 
 
 def add_outer_sums(total: "Tensor", x: "Tensor", delta: "Tensor", scale: float = 1.0) -> "Tensor":
     """Add `scale x^T delta` to `total [k, in, out]`, in place."""
-    if delta.shape[-1] >= NARROW:
+    if delta.shape[-1] >= NARROW and x.shape[-1] > 1:
         return total.baddbmm_(x.mT, delta, alpha=scale)
     return total.add_(outer_sums(x, delta), alpha=scale)
 

@@ -25,7 +25,7 @@ from krum.deformations import deform
 from krum.errors import InputError
 from krum.experiment import Cell
 from krum.gradients import Branch, ExplicitGradients, WorkerGradients, unflatten, worker_gradients
-from krum.models import Parameters
+from krum.models import Parameters, product
 from krum.registry import lookup
 
 # Without this, MKL's matrix products depend on how their operands are aligned in memory, and so a replica's last bits
@@ -205,7 +205,9 @@ class Simulation:
         self._byzantine_weight += of_byzantine.sum(-1)
         if not self.rule.fixed_weights:
             gram, exact = gradients.gram, of_honest.double()[:, None]
-            self._norm_ratio += (exact @ gram @ exact.mT / gram.mean((1, 2), keepdim=True)).clamp(min=0).sqrt()[:, 0, 0]
+            self._norm_ratio += (
+                (product(product(exact, gram), exact.mT) / gram.mean((1, 2), keepdim=True)).clamp(min=0).sqrt()[:, 0, 0]
+            )
         if byzantine is not None:
             coefficients, vector = byzantine.weighted(of_byzantine)
             if coefficients is not None:
@@ -245,15 +247,15 @@ class Simulation:
         context = {**self._context, "coin": self._coin[replicas]}
         if self.rule.sees == "vectors":
             if self.rule.select is not None:
-                squared = distances.from_gram(vectors.bmm(vectors.mT))
+                squared = distances.from_gram(product(vectors, vectors.mT))
                 context["chosen"] = self.rule.select(squared, self.cell.declared_f)
             return None, self.rule(vectors, **context, **self.rule_options)
         if self.rule.previous:
             vectors = torch.cat([vectors, self._previous[replicas, None]], 1)
-        squared = distances.from_gram(vectors.bmm(vectors.mT))
+        squared = distances.from_gram(product(vectors, vectors.mT))
         weights = self.rule(squared, **context, **self.rule_options).to(self.dtype)
         used = (weights != 0)[..., None]
-        return weights, weights[:, None].bmm(vectors.where(used, 0.0)).squeeze(1)
+        return weights, product(weights[:, None], vectors.where(used, 0.0)).squeeze(1)
 
     def send(self) -> tuple[Gradients, ByzantineVectors | None]:
         """What the workers send in this round: the honest gradients, and what the Byzantine workers make of them."""

@@ -73,12 +73,12 @@ def test_every_lasting_attack_and_fault_is_among_them():
     assert set(AGGREGATORS) == {cell["aggregator"] for cell in CELLS if "aggregator" in cell}
 
 
-@pytest.mark.parametrize("columns", [1, 2, 3, 16, 100])
+@pytest.mark.parametrize("columns", [1, 2, 3, 14, 16, 100])
 @pytest.mark.parametrize("rows", [1, 2, 3, 20, 60])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_a_product_has_its_bytes_in_any_stack(rows, columns, dtype):
     """MKL multiplies a stack of one as it likes."""
-    for inner in (1, 3, 57, 257, 1000):
+    for inner in (1, 3, 25, 26, 57, 257, 1000):
         one = torch.randn(5, rows, inner, dtype=dtype, generator=torch.Generator().manual_seed(0))
         other = torch.randn(5, columns, inner, dtype=dtype, generator=torch.Generator().manual_seed(1))
         for right in (other.mT, other.mT.contiguous()):
