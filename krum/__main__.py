@@ -78,12 +78,12 @@ def collect(arguments: argparse.Namespace) -> None:
         _, found = store.read(path)
         if "cell" not in found and "probe" not in found:
             raise InputError(f"{path}: not a single curve or probe; give files from results/curves or results/probes")
-        if found["code"] != verification.code_digest(found):
+        part = verification.part_of(found)
+        if found["code"] != verification.code_digest(part):
             raise InputError(f"{path}: computed by other code than today's; delete it and run snakemake again")
-        slug = verification.part_of(found).slug
-        if slug not in asked:
-            raise InputError(f"{path}: holds {slug}, which {arguments.experiment} does not ask for or has already")
-        asked.remove(slug)
+        if part.slug not in asked:
+            raise InputError(f"{path}: holds {part.slug}, which {arguments.experiment} does not ask for or has already")
+        asked.remove(part.slug)
     source = {
         "experiment": {"name": spec.name, "title": spec.title, "claim": spec.claim, "figure": dict(spec.figure)},
         "yaml": spec.source,

@@ -232,11 +232,10 @@ def check_folders(*folders: str) -> None:
     """End the program with one line if results or figures cannot be written, before any job starts."""
     if "--mode" in sys.argv:
         return
+    from krum import store
+
     for key, folder in zip(("results", "figures"), folders, strict=True):
-        place = Path(folder).absolute()
-        while not place.exists():
-            place = place.parent
-        if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+        if not store.lets_write(store.nearest_folder(Path(folder).absolute())):
             sys.exit(f"error: config: {key}: {folder} cannot be written to; unlock it, or give another folder")
 
 

@@ -189,16 +189,26 @@ def of_measurement(rows: "pd.DataFrame", measurement: str = TRAINING) -> "pd.Dat
     return kept.astype(whole)
 
 
+def nearest_folder(folder: Path) -> Path:
+    """A folder, or what there is of the way to it."""
+    while not folder.exists():
+        folder = folder.parent
+    return folder
+
+
+def lets_write(folder: Path) -> bool:
+    """Files and folders can be made in it."""
+    return folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)
+
+
 def check_place(path: Path) -> None:
     """Raise InputError where no file can be written at a path, before any work is done for it."""
     try:
         with suppress(FileNotFoundError, NotADirectoryError):
             if not stat.S_ISREG(path.stat().st_mode):
                 raise InputError(f"{path}: is no file, so it is not replaced; give the name of a file")
-        folder = path.absolute().parent
-        while not folder.exists():
-            folder = folder.parent
-        writable = folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)
+        folder = nearest_folder(path.absolute().parent)
+        writable = lets_write(folder)
     except InputError:
         raise
     except (OSError, ValueError) as error:

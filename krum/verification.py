@@ -97,9 +97,8 @@ def part_of(metadata: Mapping[str, Any]) -> Cell | Probe:
     return Cell.from_json(json.dumps(metadata["cell"]))
 
 
-def code_digest(metadata: Mapping[str, Any]) -> str:
+def code_digest(part: Cell | Probe) -> str:
     """Today's digest of the code that computes a curve or probe."""
-    part = part_of(metadata)
     return provenance.probe_digest(part) if isinstance(part, Probe) else provenance.code_digest(part)
 
 
@@ -107,7 +106,7 @@ def _stale(metadata: Mapping[str, Any]) -> str | None:
     """Why a curve or probe is not what today's code would compute from today's data."""
     try:
         part = part_of(metadata)
-        today = code_digest(metadata)
+        today = code_digest(part)
     except (InputError, KeyError, TypeError, ValueError) as error:
         return f"today's code knows no such cell ({' '.join(str(error).split())[:80]})"
     if metadata["code"] != today:

@@ -71,12 +71,12 @@ class Hostile:
 
 
 @st.composite
-def hostile(draw, most_byzantine, dtypes=DTYPES, more_than_f=False):
+def hostile(draw, most_byzantine, more_than_f=False):
     """Vectors of which at most f are bad, with f up to `most_byzantine(n)`; or more than f of them not finite."""
     n = draw(st.integers(3, 60))
     f = draw(st.integers(0, most_byzantine(n)))
     d = draw(st.sampled_from(SIZES))
-    dtype = draw(st.sampled_from(dtypes))
+    dtype = draw(st.sampled_from(DTYPES))
     honest = draw(st.sampled_from(HONEST))
     kinds = BAD[:6] if more_than_f else BAD
     number = min(f + 1, n) if more_than_f else draw(st.integers(0, f))

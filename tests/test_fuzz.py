@@ -56,6 +56,23 @@ def refused(path, read):
         return None
 
 
+def read_all(path, contents, examples, read):
+    """Read a file of each of the drawn contents: how many there were, and how many of them were refused; some were."""
+    cases = refusals = 0
+
+    @settings(max_examples=examples)
+    @given(content=contents)
+    def run(content):
+        nonlocal cases, refusals
+        cases += 1
+        path.write_bytes(content)
+        refusals += refused(path, read) is None
+
+    run()
+    assert refusals
+    return cases, refusals
+
+
 # --------------------------------------------------------------------------------------------------------------- YAML
 
 ANYTHING = st.recursive(
@@ -113,60 +130,43 @@ def yamls(draw, names):
         for _ in range(draw(st.integers(1, 2))):
             place = draw(st.sampled_from(list(places(document))))
             document = put(document, place, draw(ANYTHING))
-        return yaml.safe_dump(document, allow_unicode=draw(st.booleans()))
+        return yaml.safe_dump(document, allow_unicode=draw(st.booleans())).encode("utf-8", "surrogatepass")
     lines = text.splitlines()
     for _ in range(draw(st.integers(1, 3))):
         at = draw(st.integers(0, len(lines)))
         new = draw(st.sampled_from(LINES) | st.text(max_size=20))
         lines[at : at + draw(st.integers(0, 2))] = [new] if draw(st.booleans()) else []
-    return "\n".join(lines)
+    return "\n".join(lines).encode("utf-8", "surrogatepass")
 
 
 def test_yaml(tmp_path, torture, count):
     """An experiment, or one line."""
     for name in ("defaults", "schema"):
         shutil.copy(EXPERIMENTS / f"{name}.yaml", tmp_path)
-    path, cases, refusals = tmp_path / "mine.yaml", 0, 0
+    path = tmp_path / "mine.yaml"
 
-    @settings(max_examples=10_000 if torture else 150)
-    @given(text=yamls([name for name in NAMES if (EXPERIMENTS / f"{name}.yaml").stat().st_size < 4000]))
-    def run(text):
-        nonlocal cases, refusals
-        cases += 1
-        path.write_bytes(text.encode("utf-8", "surrogatepass"))
-        found = refused(path, lambda: experiment.load(path))
-        refusals += found is None
-        if found is not None:
-            assert found.cells or found.probes
-            for cell in found.cells[:20]:
-                assert experiment.Cell.from_json(cell.to_json()) == cell
+    def read():
+        found = experiment.load(path)
+        assert found.cells or found.probes
+        for cell in found.cells[:20]:
+            assert experiment.Cell.from_json(cell.to_json()) == cell
+        return found
 
-    run()
-    assert refusals
+    small = [name for name in NAMES if (EXPERIMENTS / f"{name}.yaml").stat().st_size < 4000]
+    cases, _ = read_all(path, yamls(small), 10_000 if torture else 150, read)
     count("files drawn for a reader", cases)
 
 
 def test_claims(tmp_path, torture, count):
     """Claims, or one line."""
-    path, cases, refusals = tmp_path / "claims.yaml", 0, 0
-    experiments = experiment.load_all()
+    path, experiments = tmp_path / "claims.yaml", experiment.load_all()
 
-    @settings(max_examples=1_000 if torture else 20)
-    @given(text=yamls(["claims"]))
-    def run(text):
-        nonlocal cases, refusals
-        cases += 1
-        path.write_bytes(text.encode("utf-8", "surrogatepass"))
+    def read():
+        found = claims.load(path)
+        claims.check(found, experiments, path)
+        return found
 
-        def read():
-            found = claims.load(path)
-            claims.check(found, experiments, path)
-            return found
-
-        refusals += refused(path, read) is None
-
-    run()
-    assert refusals
+    cases, _ = read_all(path, yamls(["claims"]), 1_000 if torture else 20, read)
     count("files drawn for a reader", cases)
 
 
@@ -196,22 +196,16 @@ def test_overrides(tmp_path, torture, count):
 
 def test_parquet(make_cell, few_samples, tmp_path, torture, count):
     """What was written, or one line; never another value."""
-    path, cases, refusals = tmp_path / "c.parquet", 0, 0
+    path = tmp_path / "c.parquet"
     store.write_curve(make_cell(), simulate(make_cell(), few_samples), path, {"code": "x"})
-    content = path.read_bytes()
     rows, metadata = store.read(path)
 
-    @settings(max_examples=20_000 if torture else 300)
-    @given(changed=mutations(content))
-    def run(changed):
-        nonlocal cases, refusals
-        cases += 1
-        path.write_bytes(changed)
-        found = refused(path, lambda: store.read(path))
-        refusals += found is None
-        assert found is None or (rows.equals(found[0]) and metadata == found[1])
+    def read():
+        found = store.read(path)
+        assert rows.equals(found[0]) and metadata == found[1]
+        return found
 
-    run()
+    cases, refusals = read_all(path, mutations(path.read_bytes()), 20_000 if torture else 300, read)
     assert refusals > cases // 2
     count("files drawn for a reader", cases)
 
@@ -236,20 +230,14 @@ def test_data_files(name, file, form, tmp_path, torture, count):
         pytest.skip("MNIST is not there; `make data` gets it")
     published = datasets.read_checked(datasets.DATA, name, file)
     content = gzip.compress(published, 1, mtime=0) if form == "gz" else published
-    path, cases, refusals = tmp_path / (Path(file).name + (".gz" if form == "gz" else "")), 0, 0
+    path = tmp_path / (Path(file).name + (".gz" if form == "gz" else ""))
 
-    @settings(max_examples=1_000 if torture else 15)
-    @given(changed=mutations(content))
-    def run(changed):
-        nonlocal cases, refusals
-        cases += 1
-        path.write_bytes(changed)
-        found = refused(path, lambda: datasets.read_checked(tmp_path, name, file))
-        refusals += found is None
-        assert found in (None, published)
+    def read():
+        found = datasets.read_checked(tmp_path, name, file)
+        assert found == published
+        return found
 
-    run()
-    assert refusals
+    cases, _ = read_all(path, mutations(content), 1_000 if torture else 15, read)
     count("files drawn for a reader", cases)
 
 

@@ -36,10 +36,6 @@ def most_byzantine(name):
     return most
 
 
-def least_workers(name):
-    return AGGREGATORS[name].least_workers(0)
-
-
 class Distances:
     """What the loops of the oracle ask, answered by numpy in the same arithmetic: for vectors too many to loop over."""
 
@@ -104,7 +100,7 @@ def check_range(name, case, result):
 
 
 def check_by_definition(name, case, result):
-    """Rules that are no choice, against loops or numpy; `None` where the loops would take too long."""
+    """Rules that are no choice, against numpy, or loops where they are quick."""
     vectors, f, n = case.exact, case.f, len(case.exact)
     quick = vectors.size * n <= 3000
     ordered = np.sort(np.where(np.isnan(vectors), np.inf, vectors), 0)
