@@ -489,7 +489,11 @@ def _sum_of_nearest(measure: "Tensor", neighbours: int) -> "Tensor":
     """For each i the sum of its `neighbours` least values `measure[i, j]`, j != i."""
     to_others = measure.clone()
     to_others.diagonal(dim1=-2, dim2=-1).fill_(float("inf"))
-    return to_others.sort(-1).values[..., :neighbours].sum(-1)
+    if to_others.device.type == "cpu":
+        to_others.numpy().sort(-1)  # in place, and several times as fast as torch
+    else:
+        to_others = to_others.sort(-1).values
+    return to_others[..., :neighbours].sum(-1)
 
 
 def _without_infinite_vectors(squared_distances: "Tensor") -> "Tensor":

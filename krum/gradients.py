@@ -30,10 +30,10 @@ FORMED_AT_ONCE = {"cpu": 400_000, "cuda": 2**28}
 # Rows that meet all later ones in one matrix product, where `krum.kernels` has no way to take half of it: fewer waste
 # less on the symmetric half, more fill the processor.
 PAIRED_AT_ONCE = 100
-# What it costs to write and read a formed number, in multiply-adds.
-PER_FORMED = 25
+# What it costs to write and read a formed number, in multiply-adds; narrower gradients cost as much as these columns.
+PER_FORMED, NARROWEST = 25, 5
 # What a pair costs `krum.kernels` beside its products, in multiply-adds, and how long one takes against a formed one's.
-PER_PAIR, COMPILED = 440, 0.6
+PER_PAIR, COMPILED = 230, 0.6
 
 
 @dataclass(frozen=True)
@@ -131,26 +131,26 @@ class WorkerGradients:
             factors = list(zip(self.inputs, self.deltas, strict=True))
             return [Part(None, weights[0, 0].item() / self.batch_size, factors)]
         counts = (weights != 0).sum(-1)
-        distinct = counts.unique().tolist()
+        distinct = sorted(set(counts.tolist()))
         if len(distinct) == 1:
             return [self._weighted(None, weights, distinct[0])] if distinct[0] else []
         groups = [(count, (counts == count).nonzero().squeeze(-1)) for count in distinct if count]
         return [self.of_replicas(group)._weighted(group, weights[group], count) for count, group in groups]
 
     def _weighted(self, group: Tensor | None, weights: Tensor, used: int) -> "Part":
+        """Of replicas that all give weight to as many workers."""
         replicas, h = weights.shape
-        if used < h:
-            chosen = (weights != 0).byte().sort(dim=-1, descending=True, stable=True).indices[:, :used]
-            weights = weights.gather(1, chosen)
-            replica = torch.arange(replicas, device=weights.device)[:, None]
-        per_worker = weights / self.batch_size
+        flat = weights.reshape(-1)
+        chosen = flat.nonzero().squeeze(-1) if used < h else None
+        per_worker = (flat if chosen is None else flat[chosen])[:, None] / self.batch_size
         factors = []
         for x, delta in zip(self.inputs, self.deltas, strict=True):
-            rows = x.shape[1] // h
-            if used < h:
-                x = x.view(replicas, h, rows, -1)[replica, chosen].flatten(1, 2)
-                delta = delta.view(replicas, h, rows, -1)[replica, chosen].flatten(1, 2)
-            factors.append((x, delta * per_worker.repeat_interleave(rows, 1)[..., None]))
+            by_worker = [part.reshape(replicas * h, -1) for part in (x, delta)]
+            if chosen is not None:
+                by_worker = [part.index_select(0, chosen) for part in by_worker]
+            of_x, of_delta = by_worker
+            weighted = (of_delta * per_worker).view(replicas, -1, delta.shape[-1])
+            factors.append((of_x.view(replicas, -1, x.shape[-1]), weighted))
         return Part(group, 1.0, factors)
 
     def inner_products(self, vectors: Tensor) -> Tensor:
@@ -280,7 +280,7 @@ def cheaper_branch(workers: int, rows: int, fan_in: int, fan_out: int, halved: b
         over_pairs = COMPILED * every * (every + 1) / 2 * (fan_in + fan_out + PER_PAIR)
     else:
         over_pairs = every * (every + min(workers, workers_at_once(rows)) * rows) / 2 * (fan_in + fan_out)
-    formed = (every + workers**2 + PER_FORMED * workers) * fan_in * fan_out
+    formed = (every + workers**2 + PER_FORMED * workers) * fan_in * max(fan_out, NARROWEST)
     return "samples" if over_pairs <= formed else "gradients"
 
 

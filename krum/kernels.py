@@ -39,7 +39,7 @@ LOST = 2.0**-120  # more than a product can lose to underflow, with vectors of l
 ROUNDING = 1e-11  # of float64, relative, and to spare
 BLOCK = 96  # rows that meet others while they are in the cache
 SPAN_WORK, SPANS = 2**22, 16  # multiply-adds in a span at least, and spans at most
-READ = 2**20  # numbers of a weighted sum that one thread reads at least
+READ = 2**18  # numbers of a weighted sum that one thread reads at least
 ADDED = 2**12  # columns of a weighted sum at a time
 
 # How numba sees the numbers: it has no bfloat16, and its float16 is not for CPUs.
@@ -170,23 +170,23 @@ def _rows(parts: Sequence[Part]) -> list[_Rows]:
 def _over_spans(left: list[_Rows], right: list[_Rows], symmetric: bool, chunk: int, zero: np.floating) -> Tensor:
     """The sums over all columns of all pairs; `zero` is of the type that sums have, which says what is summed."""
     rows, columns = left[0].addresses.shape[1], right[0].addresses.shape[1]
-    total = np.zeros((rows, columns))
+    total = np.zeros((rows + -rows % TILE, columns + -columns % TILE))
     for mine, others in zip(left, right, strict=True):
         _add_spans(mine, others, symmetric, chunk, zero, total)
     if symmetric:
         _mirror(total)
-    return torch.from_numpy(total)
+    return torch.from_numpy(np.ascontiguousarray(total[:rows, :columns]))
 
 
 def _add_spans(left: _Rows, right: _Rows, symmetric: bool, chunk: int, zero: np.floating, total: np.ndarray) -> None:
-    d, shape, a = left.d, total.shape, left.padded
+    d, a = left.d, left.padded
     b = a if right is left else right.padded
     spans = max(1, min(SPANS, total.size * d // SPAN_WORK, d // chunk))
     spans = 2 ** (spans.bit_length() - 1)  # a power of two divides among most numbers of cores
     cuts = [d * i // spans // chunk * chunk for i in range(spans)] + [d]
 
     def span(first: int, last: int, out: np.ndarray | None = None) -> np.ndarray:
-        out = np.zeros(shape) if out is None else out
+        out = np.zeros(total.shape) if out is None else out
         _add_tiles(a, b, left.lengths, symmetric, first, last, chunk, left.like, zero, out)
         return out
 
@@ -253,7 +253,11 @@ def _load(builder: ir.IRBuilder, address: ir.Value, seen: types.Type, wanted: ir
     """Numbers from an address, a vector of `wanted`: FLOAT or DOUBLE."""
     kind = LOADED[seen]
     pointer = builder.inttoptr(address, ir.VectorType(kind, lanes).as_pointer())
-    value = builder.load(pointer, align=seen.bitwidth // 8)
+    return _converted(builder, builder.load(pointer, align=seen.bitwidth // 8), kind, wanted)
+
+
+def _converted(builder: ir.IRBuilder, value: ir.Value, kind: ir.Type, wanted: ir.Type) -> ir.Value:
+    lanes = value.type.count
     if kind == SHORT:  # a bfloat16 is the upper half of a float32
         wide = ir.VectorType(INT, lanes)
         upper = builder.shl(builder.zext(value, wide), ir.Constant(wide, [16] * lanes))
@@ -269,23 +273,32 @@ def _fused(builder: ir.IRBuilder, kind: ir.Type) -> ir.Function:
     return known or ir.Function(builder.module, ir.FunctionType(vector, [vector] * 3), name)
 
 
-def _sum_of_lanes(builder: ir.IRBuilder, value: ir.Value) -> ir.Value:
-    """The sum of a vector's numbers, as a double: halves onto halves."""
-    if value.type.element == FLOAT:
-        value = builder.fpext(value, _of_lanes(DOUBLE))
+def _load_first(
+    builder: ir.IRBuilder, address: ir.Value, seen: types.Type, wanted: ir.Type, mask: ir.Value
+) -> ir.Value:
+    """The same where `mask` says so, without touching the memory behind, and zeros elsewhere."""
+    kind = LOADED[seen]
+    vector = _of_lanes(kind)
+    name = f"llvm.masked.load.v{LANES}{'i16' if kind == SHORT else kind.intrinsic_name}.p0"
+    signature = ir.FunctionType(vector, [vector.as_pointer(), INT, mask.type, vector])
+    load = builder.module.globals.get(name) or ir.Function(builder.module, signature, name)
+    pointer = builder.inttoptr(address, vector.as_pointer())
+    value = builder.call(load, [pointer, ir.Constant(INT, seen.bitwidth // 8), mask, ir.Constant(vector, None)])
+    return _converted(builder, value, kind, wanted)
+
+
+def _sums_of_lanes(builder: ir.IRBuilder, values: list[ir.Value]) -> list[ir.Value]:
+    """The sum of each vector's numbers, as vectors of LANES doubles, in order: halves onto halves, two at a time."""
+    if values[0].type.element == FLOAT:
+        values = [builder.fpext(value, _of_lanes(DOUBLE)) for value in values]
     width = LANES
     while width > 1:
         width //= 2
-        halves = [
-            builder.shuffle_vector(
-                value,
-                ir.Constant(value.type, ir.Undefined),
-                ir.Constant(ir.VectorType(INT, width), list(range(begin, begin + width))),
-            )
-            for begin in (0, width)
-        ]
-        value = builder.fadd(*halves)
-    return builder.extract_element(value, ir.Constant(INT, 0))
+        places = [k for k in range(2 * LANES) if k // width % 2 == 0]
+        lower, upper = (ir.Constant(_of_lanes(INT), [place + more for place in places]) for more in (0, width))
+        pairs = zip(values[::2], values[1::2], strict=True)
+        values = [builder.fadd(*(builder.shuffle_vector(a, b, half) for half in (lower, upper))) for a, b in pairs]
+    return values
 
 
 def _compiled(function: Callable) -> Callable:
@@ -297,8 +310,8 @@ def _compiled(function: Callable) -> Callable:
 
 
 @intrinsic
-def _tile(typing, left, i, right, j, start, count, like, zero, out):
-    """Sums over `count` columns (a multiple of LANES) from `start` on, of TILE rows with TILE rows, into `out`.
+def _tile(typing, left, i, right, j, start, count, like, zero, out, step):
+    """Add sums over `count` columns from `start` on, of TILE rows and TILE rows, to `out`, with `step` bytes a row.
 
     float32 sums are of products, float64 sums of squared differences.
     """
@@ -306,57 +319,83 @@ def _tile(typing, left, i, right, j, start, count, like, zero, out):
     size = seen.bitwidth // 8
 
     def generate(context, builder, signature, arguments):
-        left_, i_, right_, j_, start_, count_, _, _, out_ = arguments
+        left_, i_, right_, j_, start_, count_, _, _, out_, step_ = arguments
+
+        def number(value: int) -> ir.Constant:
+            return ir.Constant(LONG_INT, value)
 
         def begin(table: ir.Value, row: ir.Value, more: int) -> ir.Value:
             entries = builder.inttoptr(table, LONG_INT.as_pointer())
-            address = builder.load(builder.gep(entries, [builder.add(row, ir.Constant(LONG_INT, more))]))
-            return builder.add(address, builder.mul(start_, ir.Constant(LONG_INT, size)))
+            address = builder.load(builder.gep(entries, [builder.add(row, number(more))]))
+            return builder.add(address, builder.mul(start_, number(size)))
 
-        rows = [begin(left_, i_, k) for k in range(TILE)]
-        columns = [begin(right_, j_, k) for k in range(TILE)]
-        end = builder.mul(count_, ir.Constant(LONG_INT, size))
-        before, loop, after = builder.block, builder.append_basic_block(), builder.append_basic_block()
-        builder.branch(loop)
+        def with_products(sums: list[ir.Value], load: Callable, offset: ir.Value) -> list[ir.Value]:
+            a, b = (
+                [load(builder, builder.add(row, offset), seen, kind) for row in rows]
+                for rows in (left_rows, right_rows)
+            )
+            fused, grown = _fused(builder, kind), []
+            for pair, so_far in enumerate(sums):
+                x, y = a[pair // TILE], b[pair % TILE]
+                if kind == DOUBLE:
+                    x = y = builder.fsub(x, y)
+                grown.append(builder.call(fused, [x, y, so_far]))
+            return grown
 
-        builder.position_at_end(loop)
+        def sums_from(*blocks: tuple[ir.Block, list[ir.Value]]) -> list[ir.Value]:
+            sums = [builder.phi(_of_lanes(kind)) for _ in range(TILE * TILE)]
+            for block, values in blocks:
+                for so_far, value in zip(sums, values, strict=True):
+                    so_far.add_incoming(value, block)
+            return sums
+
+        left_rows = [begin(left_, i_, k) for k in range(TILE)]
+        right_rows = [begin(right_, j_, k) for k in range(TILE)]
+        rest = builder.and_(count_, number(LANES - 1))
+        end = builder.mul(builder.sub(count_, rest), number(size))
+        zeros = [ir.Constant(_of_lanes(kind), [0.0] * LANES)] * (TILE * TILE)
+        before = builder.block
+        loop, after, tail, done = (builder.append_basic_block() for _ in range(4))
+        builder.cbranch(builder.icmp_signed("<", number(0), end), loop, after)
+
+        builder.position_at_end(loop)  # LANES columns
         offset = builder.phi(LONG_INT)
-        sums = [builder.phi(_of_lanes(kind)) for _ in range(TILE * TILE)]
-        a = [_load(builder, builder.add(row, offset), seen, kind) for row in rows]
-        b = [_load(builder, builder.add(column, offset), seen, kind) for column in columns]
-        fused, grown = _fused(builder, kind), []
-        for pair, so_far in enumerate(sums):
-            x, y = a[pair // TILE], b[pair % TILE]
-            if kind == DOUBLE:
-                x = y = builder.fsub(x, y)
-            grown.append(builder.call(fused, [x, y, so_far]))
-        further = builder.add(offset, ir.Constant(LONG_INT, LANES * size))
-        offset.add_incoming(ir.Constant(LONG_INT, 0), before)
+        sums = sums_from((before, zeros))
+        grown = with_products(sums, _load, offset)
+        further = builder.add(offset, number(LANES * size))
+        offset.add_incoming(number(0), before)
         offset.add_incoming(further, loop)
         for so_far, then in zip(sums, grown, strict=True):
-            so_far.add_incoming(ir.Constant(_of_lanes(kind), [0.0] * LANES), before)
             so_far.add_incoming(then, loop)
         builder.cbranch(builder.icmp_signed("<", further, end), loop, after)
 
         builder.position_at_end(after)
-        results = builder.inttoptr(out_, DOUBLE.as_pointer())
-        for pair, then in enumerate(grown):
-            builder.store(_sum_of_lanes(builder, then), builder.gep(results, [ir.Constant(LONG_INT, pair)]))
+        whole = sums_from((before, zeros), (loop, grown))
+        builder.cbranch(builder.icmp_signed("<", number(0), rest), tail, done)
+
+        builder.position_at_end(tail)  # less than LANES columns
+        places = ir.VectorType(LONG_INT, LANES)
+        one = builder.insert_element(ir.Constant(places, ir.Undefined), rest, ir.Constant(INT, 0))
+        everywhere = builder.shuffle_vector(one, one, ir.Constant(_of_lanes(INT), [0] * LANES))
+        mask = builder.icmp_signed("<", ir.Constant(places, list(range(LANES))), everywhere)
+        with_rest = with_products(whole, partial(_load_first, mask=mask), end)
+        builder.branch(done)
+
+        builder.position_at_end(done)
+        results = _sums_of_lanes(builder, sums_from((after, whole), (tail, with_rest)))
+        a_row = ir.VectorType(DOUBLE, TILE)
+        for row in range(TILE):
+            place = builder.add(out_, builder.mul(step_, number(row)))
+            pointer = builder.inttoptr(place, a_row.as_pointer())
+            first = row * TILE % LANES
+            lanes = ir.Constant(ir.VectorType(INT, TILE), list(range(first, first + TILE)))
+            result = results[row * TILE // LANES]
+            more = builder.shuffle_vector(result, result, lanes)
+            builder.store(builder.fadd(builder.load(pointer, align=8), more), pointer, align=8)
         return context.get_dummy_value()
 
     address, number = types.uint64, types.intp
-    return types.void(address, number, address, number, number, number, like, zero, address), generate
-
-
-@intrinsic
-def _number(typing, address, like):
-    """The number at an address, in the bits that numba sees."""
-
-    def generate(context, builder, signature, arguments):
-        kind = context.get_value_type(like.dtype)
-        return builder.load(builder.inttoptr(arguments[0], kind.as_pointer()), align=like.dtype.bitwidth // 8)
-
-    return like.dtype(types.uint64, like), generate
+    return types.void(address, number, address, number, number, number, like, zero, address, number), generate
 
 
 @intrinsic
@@ -370,18 +409,16 @@ def _value(typing, address, like):
 
 
 @_compiled
-def _over_tiles(left, right, rows, columns, symmetric, start, count, like, zero, out):
-    """Add the sums over one chunk of columns to `out`."""
-    sums = np.empty(TILE * TILE)
-    to_sums, a, b = np.uint64(sums.ctypes.data), np.uint64(left.ctypes.data), np.uint64(right.ctypes.data)
+def _over_tiles(left, right, symmetric, start, count, like, zero, out):
+    """Add the sums over one chunk of columns to `out`, whose sides are multiples of TILE."""
+    rows, columns = out.shape
+    a, b, to_out = np.uint64(left.ctypes.data), np.uint64(right.ctypes.data), np.uint64(out.ctypes.data)
     for first in range(0, rows, BLOCK):
         for second in range(first if symmetric else 0, columns, BLOCK):
             for i in range(first, min(first + BLOCK, rows), TILE):
                 for j in range(max(i, second) if symmetric else second, min(second + BLOCK, columns), TILE):
-                    _tile(a, i, b, j, start, count, like, zero, to_sums)
-                    for p in range(min(TILE, rows - i)):
-                        for q in range(min(TILE, columns - j)):
-                            out[i + p, j + q] += sums[p * TILE + q]
+                    place = to_out + np.uint64(8 * (i * columns + j))
+                    _tile(a, i, b, j, start, count, like, zero, place, 8 * columns)
 
 
 @_compiled
@@ -432,35 +469,14 @@ def _share_a_large_part(addresses, lengths, like):
 
 
 @_compiled
-def _copy_last(addresses, start, count, like, copied, begin):
-    """Copy less than LANES columns of all rows to `copied [n, LANES]`, zeros after them; where its rows begin."""
-    copied[:, count:] = 0
-    for row in range(len(addresses)):
-        begin[row] = np.uint64(copied.ctypes.data) + np.uint64(row * LANES * like.itemsize)
-        for k in range(count):
-            copied[row, k] = _number(addresses[row] + np.uint64((start + k) * like.itemsize), like)
-
-
-@_compiled
 def _add_tiles(left, right, lengths, symmetric, first, last, chunk, like, zero, out):
     """Add to `out` the sums over the columns `first` to `last` of all parts, laid end to end."""
-    ends, a = np.empty((left.shape[1], LANES), like.dtype), np.empty(left.shape[1], np.uint64)
-    more_ends, b = (ends, a) if symmetric else (np.empty((right.shape[1], LANES), like.dtype), np.empty_like(right[0]))
     begin = 0
     for part in range(len(lengths)):
         start, stop = max(first - begin, 0), min(last - begin, lengths[part])
         while start < stop:
             count = min(chunk, stop - start)
-            whole = count // LANES * LANES
-            if whole:
-                _over_tiles(
-                    left[part], right[part], out.shape[0], out.shape[1], symmetric, start, whole, like, zero, out
-                )
-            if whole < count:
-                _copy_last(left[part], start + whole, count - whole, like, ends, a)
-                if not symmetric:
-                    _copy_last(right[part], start + whole, count - whole, like, more_ends, b)
-                _over_tiles(a, b, out.shape[0], out.shape[1], symmetric, 0, LANES, like, zero, out)
+            _over_tiles(left[part], right[part], symmetric, start, count, like, zero, out)
             start += count
         begin += lengths[part]
 
@@ -478,7 +494,7 @@ def _begin_rows(begin, of_row, rows, padded):
 def _add_pairs(x, delta, replicas, total, rows, like, zero, gram):
     """Add the sums over pairs of rows, `rows` of each worker, in all replicas; x and delta: begin, steps and width."""
     padded = (total + TILE - 1) // TILE * TILE
-    of_x, of_delta = np.empty((total, total)), np.empty((total, total))
+    of_x, of_delta = np.empty((padded, padded)), np.empty((padded, padded))
     for replica in range(replicas):
         for (begin, of_replica, of_row, width), products in ((x, of_x), (delta, of_delta)):
             products[:] = 0

@@ -99,6 +99,32 @@ def test_weighted_sum(used, d, dtype):
         assert np.allclose(result.numpy(), expected, rtol=2e-7 if dtype == torch.float32 else 1e-12, atol=1e-12)
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="pages are protected by mprotect")
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_nothing_is_read_behind_the_last_number(dtype):
+    """Vectors that end where a page ends whose successor may not be read: one number more would kill the process."""
+    script = f"""if True:
+        import ctypes, mmap, torch
+        from krum import kernels
+        dtype = {dtype}
+        memory = mmap.mmap(-1, 2 * mmap.PAGESIZE)
+        begin = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+        protect = ctypes.CDLL(None).mprotect
+        assert protect(ctypes.c_void_p(begin + mmap.PAGESIZE), ctypes.c_size_t(mmap.PAGESIZE), 0) == 0
+        readable = torch.frombuffer(memory, dtype=dtype, count=mmap.PAGESIZE // dtype.itemsize).normal_()
+        for n in (5, 8):
+            for d in range(1, 28):
+                last = readable[-n * d:].view(n, d)
+                squared = kernels.squared_differences([last])
+                differences = last[:, None].double() - last.double()
+                assert torch.allclose(squared, differences.square().sum(-1), rtol=1e-12, atol=0)
+                if dtype != torch.float64:
+                    kernels.products([last])
+    """
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"exit {done.returncode}: {done.stderr}"
+
+
 def test_what_does_not_fit():
     vectors = drawn(6, 40, torch.float32)
     assert kernels.fit([vectors[:, 3:9], list(vectors), vectors[::2], vectors[:, ::8][:, :1]])
