@@ -51,8 +51,8 @@ def probe(arguments: argparse.Namespace) -> None:
 
     torch.set_num_threads(1)
     chosen = _given("--probe", experiment.Probe.from_json, arguments.probe)
-    function, options = probes.PROBES[chosen.name], dict(chosen.options)
-    rows = [{"seed": seed, **row} for seed in range(chosen.seeds) for row in function(seed, **options)]
+    options = dict(chosen.options)
+    rows = [{"seed": seed, **row} for seed in range(chosen.seeds) for row in probes.taken(chosen.name, seed, options)]
     source = {"code": provenance.probe_digest(chosen), "libraries": provenance.libraries()}
     if chosen.dataset is not None:
         source["data"] = datasets.DATASETS[chosen.dataset].checksums

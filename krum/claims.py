@@ -19,16 +19,16 @@ training run have seeds, and no folds.
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from krum import experiment, store, theory
+from krum import experiment, probes, store, theory
 from krum.errors import InputError, unknown
-from krum.experiment import Cell, Experiment
+from krum.experiment import Cell, Experiment, Probe
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -84,6 +84,11 @@ DERIVED: dict[str, Callable[["pd.DataFrame"], "pd.Series"]] = {
     "condition": theory.condition,
     # how far <E Krum, g> / ||g||^2 lies above Proposition 1's bound
     "slack": lambda rows: rows["inner_product"] - rows["bound"],
+}
+NEEDS = {  # the columns that they are derived from
+    "above_majority": {"test_error", "majority_error"},
+    "condition": {"workers", "declared_f", "gradient_noise", "gradient_norm"},
+    "slack": {"inner_product", "bound"},
 }
 
 
@@ -142,14 +147,11 @@ def check(claims: Sequence[Claim], experiments: Mapping[str, Experiment], path: 
             raise InputError(f"{where}: experiment {claim.experiment!r} is not there (known: {', '.join(experiments)})")
         spec = experiments[claim.experiment]
         if claim.measurement != store.TRAINING:
-            if claim.measurement not in {probe.name for probe in spec.probes}:
-                raise InputError(f"{where}: {claim.experiment} has no probe {claim.measurement!r}")
-            continue  # what its rows are called is known when they are there
+            _check_on_probe(claim, [probe for probe in spec.probes if probe.name == claim.measurement], where)
+            continue
         if not spec.cells:
             raise InputError(f"{where}: {claim.experiment} has no training runs; name one of its probes as measurement")
-        numeric = {*store.NUMBERS, *DERIVED}
-        if claim.column not in numeric:
-            raise InputError(f"{where}: {unknown('column', claim.column, sorted(numeric))}")
+        _check_numeric((claim.column, claim.slope), set(store.NUMBERS), where)
         if claim.crossing is not None and claim.minus is None:
             raise InputError(f"{where}: minus is missing; a crossing is one of two families of cells")
         swept = next((key for key in claim.apart if key in claim.of and not isinstance(claim.of[key], list)), None)
@@ -168,6 +170,35 @@ def check(claims: Sequence[Claim], experiments: Mapping[str, Experiment], path: 
                 here = {key: group[key] for key in _apart(claim, chosen)}
                 if here not in found:
                     raise InputError(f"{where}: {part}: no cell with {_listed(here)}, which `of` has")
+
+
+def _check_numeric(names: Iterable[str | None], numbers: set[str], where: str) -> None:
+    numeric = numbers | {name for name, needed in NEEDS.items() if needed <= numbers}
+    for name in names:
+        if name is not None and name not in numeric:
+            raise InputError(f"{where}: {unknown('column', name, sorted(numeric))}")
+
+
+def _check_on_probe(claim: Claim, asked: Sequence[Probe], where: str) -> None:
+    """Refuse what no row of a probe will have."""
+    if not asked:
+        raise InputError(f"{where}: {claim.experiment} has no probe {claim.measurement!r}")
+    columns = {"seed": int, **probes.COLUMNS[claim.measurement]}
+    numbers = {name for name, kind in columns.items() if kind is not str}
+    _check_numeric((claim.column, claim.slope, claim.crossing), numbers, where)
+    for at in (claim.at, claim.minus_at):
+        if isinstance(at, int) or at == "first":
+            raise InputError(f"{where}: at: found {at!r}; rows of a probe are in no order: select some under of")
+    for part, chosen in (("of", claim.of), ("minus", claim.minus or {}), ("over", claim.over or {})):
+        for key in (*chosen, *claim.by):
+            if key not in columns:
+                raise InputError(f"{where}: {part}: {unknown('column', key, sorted(columns))}")
+        options = [probes.all_options(probe.name, dict(probe.options)) for probe in asked]
+        fixed = {key: value for key, value in chosen.items() if key in options[0]}
+        if not any(all(_equal(its[key], value) for key, value in fixed.items()) for its in options):
+            raise InputError(
+                f"{where}: {part}: no probe {claim.measurement} of {claim.experiment} has {_listed(fixed)}"
+            )
 
 
 def _apart(claim: Claim, chosen: Mapping[str, Any]) -> list[str]:

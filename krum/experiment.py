@@ -6,7 +6,6 @@ defaults.yaml. A cell is one curve: one combination, with all its seeds.
 """
 
 import hashlib
-import inspect
 import itertools
 import json
 import math
@@ -142,9 +141,7 @@ class Probe:
         """The data set that it trains on, if any."""
         if self.name not in probes.TRAINING:
             return None
-        return dict(self.options).get(
-            "dataset", inspect.signature(probes.PROBES[self.name]).parameters["dataset"].default
-        )
+        return probes.all_options(self.name, dict(self.options))["dataset"]
 
     @property
     def slug(self) -> str:

@@ -3,7 +3,8 @@
 A probe is called once per seed and returns rows, dictionaries of plain numbers and texts; seed and probe are added to
 them. It draws only from `numpy.random.default_rng([seed, ...])`, so that a seed always gives the same rows.
 Keyword-only parameters are its options, of one value each; an experiment's YAML may list several, and lists multiply.
-To add a probe, write one function here and decorate it.
+To add a probe, write one function here and decorate it with the columns of its rows: claims about them are checked
+before there is a row.
 """
 
 import inspect
@@ -29,19 +30,17 @@ PROBES: dict[str, Callable[..., list[Row]]] = {}
 ALONE: set[str] = set()  # probes that measure time: nothing else may run beside them
 TRAINING: set[str] = set()  # probes that train a model on `dataset`
 USES: dict[str, tuple[str, ...]] = {}  # what else of this package decides a probe's rows, module by module
+COLUMNS: dict[str, dict[str, type]] = {}  # what a probe's rows hold: float, int, bool or str
 
 
 def probe(
-    function: Callable[..., list[Row]] | None = None,
-    *,
-    alone: bool = False,
-    training: bool = False,
-    uses: tuple[str, ...] = (),
+    *, columns: Mapping[str, type], alone: bool = False, training: bool = False, uses: tuple[str, ...] = ()
 ) -> Callable:
     """Register a function `(seed, *, options) -> rows`.
 
-    `alone` keeps every other job away while it runs; a `training` probe needs the data set that its option names;
-    `uses` are the modules, beside those of the rules and of the simulation, that it calls.
+    `columns` are what its rows hold, and of which type. `alone` keeps every other job away while it runs; a `training`
+    probe needs the data set that its option names; `uses` are the modules, beside those of the rules and of the
+    simulation, that it calls.
     """
 
     def decorate(function: Callable[..., list[Row]]) -> Callable[..., list[Row]]:
@@ -51,15 +50,32 @@ def probe(
         if training:
             TRAINING.add(kebab(function))
         USES[kebab(function)] = uses
+        COLUMNS[kebab(function)] = dict(columns)
         return function
 
-    return decorate if function is None else decorate(function)
+    return decorate
+
+
+def taken(name: str, seed: int, options: Mapping[str, Any]) -> list[Row]:
+    """A probe's rows. Raises InputError where they do not hold what its decorator says."""
+    rows = PROBES[name](seed, **options)
+    for row in rows:
+        found = {key: type(value) for key, value in row.items()}
+        if found != COLUMNS[name]:
+            differing = sorted({key for key, _ in found.items() ^ COLUMNS[name].items()})
+            raise InputError(f"probe {name}: a row and the decorator's columns differ in {', '.join(differing)}")
+    return rows
+
+
+def all_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """A probe's options, with the values of those that are not given."""
+    parameters = inspect.signature(PROBES[name]).parameters.values()
+    return {one.name: one.default for one in parameters if one.kind == one.KEYWORD_ONLY} | dict(options)
 
 
 def check(name: str, options: Mapping[str, Any]) -> None:
     """Refuse options that fit each other badly, before anything runs: InputError."""
-    chosen = {key: parameter.default for key, parameter in inspect.signature(PROBES[name]).parameters.items()}
-    chosen.update(options)
+    chosen = all_options(name, options)
     if "ranks" in chosen and chosen["ranks"] < 2:
         raise InputError(f"ranks: found {chosen['ranks']}; give at least 2 processes")
     if chosen.get("slices", "together") not in ("together", "apart"):
@@ -96,7 +112,16 @@ def check(name: str, options: Mapping[str, Any]) -> None:
             raise InputError(f"{aggregator.name} does not choose vectors; give a rule that does, such as krum")
 
 
-@probe
+@probe(
+    columns={
+        "vector": int,
+        "role": str,
+        "x": float,
+        "y": float,
+        "chosen_by_nearest_to_barycentre": bool,
+        "chosen_by_krum": bool,
+    }
+)
 def plane(seed: int, *, workers: int = 20, byzantine: int = 2, distance: float = 6.0) -> list[Row]:
     """Figure 2: who is chosen among honest vectors `N((1, 0.5), 0.3^2 I)` in the plane and f colluders.
 
@@ -133,7 +158,22 @@ NOISES = (0.01, 0.02, 0.04, 0.06, 0.1, 0.15, 0.3, 0.6, 1.0, 2.0, 4.0)
 KAPPAS = (0.1, 0.3, 1.0, 3.0, 10.0)
 
 
-@probe
+@probe(
+    columns={
+        "workers": int,
+        "byzantine": int,
+        "dimension": int,
+        "noise": float,
+        "attack": str,
+        "inner_product": float,
+        "cosine": float,
+        "attacker_chosen": float,
+        "sin_alpha": float,
+        "condition_holds": bool,
+        "bound": float,
+        "trials": int,
+    }
+)
 def resilience(seed: int, *, workers: int = 20, byzantine: int = 0, dimension: int = 100) -> list[Row]:
     """Figure 3: the inner product of Krum's expectation with the true gradient g, under several attacks.
 
@@ -206,7 +246,7 @@ def _attackers(honest: np.ndarray, f: int, sigma: float, rng: np.random.Generato
     }
 
 
-@probe
+@probe(columns={"workers": int, "dimension": int, "aggregator": str, "distance": float})
 def steering(seed: int, *, workers: int = 20, dimension: int = 1000, aggregator: str = "average") -> list[Row]:
     """Lemma 1: one Byzantine worker sends `n U - sum_i G_i`; how far from U is the aggregate?
 
@@ -233,7 +273,7 @@ def steering(seed: int, *, workers: int = 20, dimension: int = 1000, aggregator:
     ]
 
 
-@probe(alone=True)
+@probe(columns={"workers": int, "dimension": int, "aggregator": str, "seconds": float}, alone=True)
 def timing(seed: int, *, workers: int = 20, dimension: int = 100_000, aggregator: str = "krum") -> list[Row]:
     """Seconds that `krum.aggregate` takes on random float32 vectors [n, d], with f the most that 2f + 2 < n allows.
 
@@ -260,7 +300,22 @@ def timing(seed: int, *, workers: int = 20, dimension: int = 100_000, aggregator
     return [{"workers": workers, "dimension": dimension, "aggregator": aggregator, "seconds": min(seconds)}]
 
 
-@probe(training=True)
+@probe(
+    columns={
+        "dataset": str,
+        "batch_size": int,
+        "workers": int,
+        "declared_f": int,
+        "aggregator": str,
+        "byzantine": int,
+        "order": str,
+        "rank": int,
+        "share": float,
+        "norm_ratio": float,
+        "attacker_chosen": float,
+    },
+    training=True,
+)
 def choices(
     seed: int,
     *,
@@ -323,7 +378,22 @@ def choices(
     ]
 
 
-@probe(alone=True, uses=("exchange", "parallel", "processes", "sharded"))
+@probe(
+    columns={
+        "method": str,
+        "ranks": int,
+        "dimension": int,
+        "seconds": float,
+        "fastest": float,
+        "bytes": float,
+        "formula": float,
+        "bytes_over_formula": float,
+        "over_averaging": float,
+        "over_gathered": float,
+    },
+    alone=True,
+    uses=("exchange", "parallel", "processes", "sharded"),
+)
 def exchange(seed: int, *, ranks: int = 4, dimension: int = 1_000_000) -> list[Row]:
     """Objection 5: seconds and bytes of a round with real processes, see `krum.exchange`.
 
@@ -346,7 +416,22 @@ def exchange(seed: int, *, ranks: int = 4, dimension: int = 1_000_000) -> list[R
     ]
 
 
-@probe(training=True, uses=("processes", "sharded", "split"))
+@probe(
+    columns={
+        "ranks": int,
+        "dataset": str,
+        "workers": int,
+        "byzantine": int,
+        "slices": str,
+        "round": int,
+        "test_error": float,
+        "agreed": float,
+        "whole_error": float,
+        "difference": float,
+    },
+    training=True,
+    uses=("processes", "sharded", "split"),
+)
 def split(
     seed: int,
     *,

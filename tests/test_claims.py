@@ -194,6 +194,7 @@ def test_names_are_unique(tmp_path):
         load(tmp_path, claim(), claim())
 
 
+TIMING = {"column": "seconds", "measurement": "timing", "of": {"aggregator": "krum"}, "slope": "workers"}
 CALM = {"dataset": "spambase", "aggregator": "krum", "attack": "none"}
 
 
@@ -251,6 +252,23 @@ CALM = {"dataset": "spambase", "aggregator": "krum", "attack": "none"}
         ),
         ({"experiment": "complexity", "quantity": {"column": "seconds"}}, "has no training runs"),
         ({"quantity": {"column": "x", "measurement": "timing"}}, "figure4 has no probe 'timing'"),
+        ({"quantity": {"column": "slack", "of": CALM}}, "unknown column 'slack'"),
+        ({"quantity": {"column": "test_error", "of": CALM, "slope": "round_"}}, "did you mean 'round'?"),
+        ({"experiment": "complexity", "quantity": TIMING}, None),
+        ({"experiment": "complexity", "quantity": {**TIMING, "column": "second"}}, "did you mean 'seconds'?"),
+        ({"experiment": "complexity", "quantity": {**TIMING, "column": "aggregator"}}, "unknown column 'aggregator'"),
+        ({"experiment": "complexity", "quantity": {**TIMING, "column": "slack"}}, "unknown column 'slack'"),
+        ({"experiment": "complexity", "quantity": {**TIMING, "slope": "worker"}}, "did you mean 'workers'?"),
+        ({"experiment": "complexity", "quantity": {**TIMING, "by": ["dimensions"]}}, "did you mean 'dimension'?"),
+        (
+            {"experiment": "complexity", "quantity": {**TIMING, "of": {"agregator": "krum"}}},
+            "of: unknown column 'agregator'; did you mean 'aggregator'?",
+        ),
+        (
+            {"experiment": "complexity", "quantity": {**TIMING, "over": {"aggregator": "krun"}}},
+            "over: no probe timing of complexity has aggregator krun",
+        ),
+        ({"experiment": "complexity", "quantity": {**TIMING, "at": 500}}, "rows of a probe are in no order"),
     ],
 )
 def test_claims_about_nothing_are_heard_before_anything_runs(tmp_path, changes, words):

@@ -75,7 +75,7 @@ def test_steering():
 
 
 def test_timing():
-    (row,) = probes.timing(0, workers=10, dimension=100)
+    (row,) = probes.taken("timing", 0, {"workers": 10, "dimension": 100})
     assert row["seconds"] > 0
 
 
@@ -118,9 +118,18 @@ def test_choices_under_attack_are_shares_of_the_honest():
 
 @pytest.mark.parametrize("name", [name for name in probes.PROBES if name not in probes.ALONE])
 def test_a_seed_gives_the_same_rows_every_time(name):
-    first, again, other = (probes.PROBES[name](seed) for seed in (1, 1, 2))
+    first, again, other = (probes.taken(name, seed, {}) for seed in (1, 1, 2))
     assert repr(first) == repr(again) != repr(other)
-    assert all(set(row) == set(first[0]) for row in first)
+
+
+def test_a_row_that_its_decorator_does_not_describe_is_refused(monkeypatch):
+    right = {"workers": 3, "dimension": 5, "aggregator": "average", "distance": 0.5}
+    for wrong in ({**right, "distance": 1}, {**right, "more": 2}, {k: v for k, v in right.items() if k != "workers"}):
+        monkeypatch.setitem(probes.PROBES, "steering", lambda seed, wrong=wrong: [right, wrong])
+        with pytest.raises(InputError, match=r"probe steering: .* differ in (distance|more|workers)$"):
+            probes.taken("steering", 0, {})
+    monkeypatch.setitem(probes.PROBES, "steering", lambda seed: [right])
+    assert probes.taken("steering", 0, {}) == [right]
 
 
 GOOD = {"name": "resilience", "byzantine": 6}

@@ -311,7 +311,8 @@ def test_slices_alone_do_not_agree():
 
 
 def test_bytes_on_the_wire_are_those_of_the_formula():
-    rows = {row["method"]: row for row in probes.exchange(0, ranks=3, dimension=1_000_000)}
+    found = probes.taken("exchange", 0, {"ranks": 3, "dimension": 1_000_000})
+    rows = {row["method"]: row for row in found}
     assert set(rows) == {"averaging", "gathered", "in-parts"}
     for row in rows.values():
         if np.isfinite(row["bytes"]):  # Linux tells
