@@ -17,17 +17,15 @@ from torch import Tensor
 from krum.aggregators import Aggregator
 from krum.distances import Part
 
-WORTH = 2**20  # multiply-adds: below, float64 is as fast
-
 
 def proven_weights(rule: Aggregator, parts: Sequence[Part], f: int, options: dict[str, Any]) -> Tensor | None:
     """The weights `[n]`, float64, that a selection rule gives to n vectors in parts; None where they are not proven."""
     from krum import kernels
 
-    n, d = len(parts[0]), sum(len(part[0]) for part in parts)
+    n = len(parts[0])
     m = None if rule.selects is None else rule.chosen(n, f, options)
     short = all(part[0].dtype in (torch.float32, torch.float16, torch.bfloat16) for part in parts)
-    if m is None or m == n or n * n * d < WORTH or not short or not kernels.fit(parts):
+    if m is None or m == n or not short or not kernels.fit(parts):
         return None
     bounds = kernels.distance_bounds(parts)
     if bounds is None:

@@ -10,14 +10,6 @@ import krum
 from krum import aggregation, distances, kernels, selection
 from krum.aggregators import AGGREGATORS
 
-
-@pytest.fixture(autouse=True, scope="module")
-def small_ones_too():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(selection, "WORTH", 0)
-        yield
-
-
 SELECTION = [name for name, rule in AGGREGATORS.items() if rule.selects is not None]
 F = 2
 
