@@ -30,28 +30,27 @@ def proven_weights(rule: Aggregator, parts: Sequence[Part], f: int, options: dic
     bounds = kernels.distance_bounds(parts)
     if bounds is None:
         return None
-    low, high = rule.scores(bounds, f, **options)
+    low, high = rule.scores(bounds, f, **options).numpy()
     weights = _decided(low, high, m)
     if weights is not None:
         return weights
-    rows = ((low <= high.sort().values[m - 1]) & (high >= low.sort().values[m])).nonzero().squeeze(-1)
+    rows = ((low <= np.sort(high)[m - 1]) & (high >= np.sort(low)[m])).nonzero()[0].tolist()
     if len(rows) > n / 3:
         return None
-    exact = kernels.squared_differences(parts, rows.tolist())
+    exact = kernels.squared_differences(parts, rows)
     for ends, factor in zip(bounds, (1 - kernels.ROUNDING, 1 + kernels.ROUNDING), strict=True):
         ends[rows] = exact * factor
         ends[:, rows] = exact.mT * factor
-    low, high = rule.scores(bounds, f, **options)
+    low, high = rule.scores(bounds, f, **options).numpy()
     return _decided(low, high, m)
 
 
-def _decided(low: Tensor, high: Tensor, m: int) -> Tensor | None:
+def _decided(low: np.ndarray, high: np.ndarray, m: int) -> Tensor | None:
     """The weights, if m vectors' scores, between `low` and `high`, certainly are below all others'."""
-    others, ends = low.numpy().copy(), high.numpy()
-    taken = ends.argsort()[:m]
+    taken, others = high.argsort()[:m], low.copy()
     others[taken] = np.inf
-    if not ends[taken[-1]] < others.min():
+    if not high[taken[-1]] < others.min():
         return None
-    weights = np.zeros(len(ends))
+    weights = np.zeros(len(high))
     weights[taken] = 1 / m
     return torch.from_numpy(weights)
