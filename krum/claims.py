@@ -78,17 +78,15 @@ class Claim:
         return self.by if self.crossing is None else (*self.by, self.crossing)
 
 
-DERIVED: dict[str, Callable[["pd.DataFrame"], "pd.Series"]] = {
+DERIVED: dict[str, tuple[frozenset[str], Callable[["pd.DataFrame"], "pd.Series"]]] = {  # from which columns, and how
     # how much worse than always answering the most frequent class
-    "above_majority": lambda rows: rows["test_error"] - rows["majority_error"],
-    "condition": theory.condition,
+    "above_majority": (
+        frozenset({"test_error", "majority_error"}),
+        lambda rows: rows["test_error"] - rows["majority_error"],
+    ),
+    "condition": (frozenset({"workers", "declared_f", "gradient_noise", "gradient_norm"}), theory.condition),
     # how far <E Krum, g> / ||g||^2 lies above Proposition 1's bound
-    "slack": lambda rows: rows["inner_product"] - rows["bound"],
-}
-NEEDS = {  # the columns that they are derived from
-    "above_majority": {"test_error", "majority_error"},
-    "condition": {"workers", "declared_f", "gradient_noise", "gradient_norm"},
-    "slack": {"inner_product", "bound"},
+    "slack": (frozenset({"inner_product", "bound"}), lambda rows: rows["inner_product"] - rows["bound"]),
 }
 
 
@@ -173,7 +171,7 @@ def check(claims: Sequence[Claim], experiments: Mapping[str, Experiment], path: 
 
 
 def _check_numeric(names: Iterable[str | None], numbers: set[str], where: str) -> None:
-    numeric = numbers | {name for name, needed in NEEDS.items() if needed <= numbers}
+    numeric = numbers | {name for name, (needed, _) in DERIVED.items() if needed <= numbers}
     for name in names:
         if name is not None and name not in numeric:
             raise InputError(f"{where}: {unknown('column', name, sorted(numeric))}")
@@ -189,11 +187,13 @@ def _check_on_probe(claim: Claim, asked: Sequence[Probe], where: str) -> None:
     for at in (claim.at, claim.minus_at):
         if isinstance(at, int) or at == "first":
             raise InputError(f"{where}: at: found {at!r}; rows of a probe are in no order: select some under of")
-    for part, chosen in (("of", claim.of), ("minus", claim.minus or {}), ("over", claim.over or {})):
-        for key in (*chosen, *claim.by):
+    options = [probes.all_options(probe.name, dict(probe.options)) for probe in asked]
+    selections = {"of": claim.of, "minus": claim.minus or {}, "over": claim.over or {}}
+    for part, keys in {**selections, "by": claim.by}.items():
+        for key in keys:
             if key not in columns:
                 raise InputError(f"{where}: {part}: {unknown('column', key, sorted(columns))}")
-        options = [probes.all_options(probe.name, dict(probe.options)) for probe in asked]
+    for part, chosen in selections.items():
         fixed = {key: value for key, value in chosen.items() if key in options[0]}
         if not any(all(_equal(its[key], value) for key, value in fixed.items()) for its in options):
             raise InputError(
@@ -336,7 +336,7 @@ def _per_seed(
     """One value per seed, in the order of seeds, of the chosen rows in one group of `by`."""
     apart = _apart(claim, chosen)
     rows = _selected(claim, rows, {**chosen, **{key: value for key, value in here.items() if key in apart}})
-    values = DERIVED[claim.column](rows) if claim.column in DERIVED else rows[claim.column]
+    values = DERIVED[claim.column][1](rows) if claim.column in DERIVED else rows[claim.column]
     rows = rows.assign(value_=values.astype(float))
     if claim.slope is not None:
         return rows.groupby("seed").apply(lambda of_seed: _slope(of_seed, claim.slope), include_groups=False)

@@ -265,26 +265,35 @@ def _converted(builder: ir.IRBuilder, value: ir.Value, kind: ir.Type, wanted: ir
     return value if kind == wanted else builder.fpext(value, ir.VectorType(wanted, lanes))
 
 
-def _fused(builder: ir.IRBuilder, kind: ir.Type) -> ir.Function:
-    """`a b + c`, rounded once."""
-    name = f"llvm.fma.v{LANES}f{32 if kind == FLOAT else 64}"
-    vector = _of_lanes(kind)
-    known = builder.module.globals.get(name)
-    return known or ir.Function(builder.module, ir.FunctionType(vector, [vector] * 3), name)
-
-
 def _load_first(
     builder: ir.IRBuilder, address: ir.Value, seen: types.Type, wanted: ir.Type, mask: ir.Value
 ) -> ir.Value:
-    """The same where `mask` says so, without touching the memory behind, and zeros elsewhere."""
+    """Likewise where `mask` says so, without touching the memory behind, and zeros elsewhere."""
     kind = LOADED[seen]
     vector = _of_lanes(kind)
     name = f"llvm.masked.load.v{LANES}{'i16' if kind == SHORT else kind.intrinsic_name}.p0"
-    signature = ir.FunctionType(vector, [vector.as_pointer(), INT, mask.type, vector])
-    load = builder.module.globals.get(name) or ir.Function(builder.module, signature, name)
+    load = _declared(builder, name, vector, [vector.as_pointer(), INT, mask.type, vector])
     pointer = builder.inttoptr(address, vector.as_pointer())
     value = builder.call(load, [pointer, ir.Constant(INT, seen.bitwidth // 8), mask, ir.Constant(vector, None)])
     return _converted(builder, value, kind, wanted)
+
+
+def _fused(builder: ir.IRBuilder, kind: ir.Type) -> ir.Function:
+    """`a b + c`, rounded once."""
+    vector = _of_lanes(kind)
+    return _declared(builder, f"llvm.fma.v{LANES}{kind.intrinsic_name}", vector, [vector] * 3)
+
+
+def _declared(builder: ir.IRBuilder, name: str, result: ir.Type, arguments: list[ir.Type]) -> ir.Function:
+    """A function of LLVM's own."""
+    known = builder.module.globals.get(name)
+    return known or ir.Function(builder.module, ir.FunctionType(result, arguments), name)
+
+
+def _in_all_lanes(builder: ir.IRBuilder, value: ir.Value) -> ir.Value:
+    """A vector of LANES times the same number."""
+    one = builder.insert_element(ir.Constant(_of_lanes(value.type), ir.Undefined), value, ir.Constant(INT, 0))
+    return builder.shuffle_vector(one, one, ir.Constant(_of_lanes(INT), [0] * LANES))
 
 
 def _sums_of_lanes(builder: ir.IRBuilder, values: list[ir.Value]) -> list[ir.Value]:
@@ -374,10 +383,8 @@ def _tile(typing, left, i, right, j, start, count, like, zero, out, step):
         builder.cbranch(builder.icmp_signed("<", number(0), rest), tail, done)
 
         builder.position_at_end(tail)  # less than LANES columns
-        places = ir.VectorType(LONG_INT, LANES)
-        one = builder.insert_element(ir.Constant(places, ir.Undefined), rest, ir.Constant(INT, 0))
-        everywhere = builder.shuffle_vector(one, one, ir.Constant(_of_lanes(INT), [0] * LANES))
-        mask = builder.icmp_signed("<", ir.Constant(places, list(range(LANES))), everywhere)
+        places = ir.Constant(_of_lanes(LONG_INT), list(range(LANES)))
+        mask = builder.icmp_signed("<", places, _in_all_lanes(builder, rest))
         with_rest = with_products(whole, partial(_load_first, mask=mask), end)
         builder.branch(done)
 
@@ -522,9 +529,7 @@ def _add_lanes(typing, total, offset, row_a, row_b, row_c, row_d, a, b, c, d, li
         so_far, fused = builder.load(place, align=8), _fused(builder, DOUBLE)
         for row, weight in zip(arguments[2:6], arguments[6:10], strict=True):
             numbers = _load(builder, builder.add(row, arguments[1]), like.dtype, DOUBLE)
-            one = builder.insert_element(ir.Constant(_of_lanes(DOUBLE), ir.Undefined), weight, ir.Constant(INT, 0))
-            weights = builder.shuffle_vector(one, one, ir.Constant(_of_lanes(INT), [0] * LANES))
-            so_far = builder.call(fused, [weights, numbers, so_far])
+            so_far = builder.call(fused, [_in_all_lanes(builder, weight), numbers, so_far])
         builder.store(so_far, place, align=8)
         return context.get_dummy_value()
 
