@@ -9,6 +9,7 @@ half of a symmetric matrix is computed, and chunks of columns are short enough f
 - `add_sums_over_pairs`: what a layer adds to the inner products of gradients, from its inputs and derivatives.
 - `squared_differences`: `||V_i - V_j||^2` in float64 from the differences, which cancel nothing.
 - `weighted_sum`: a rule's combination of the rows, in float64.
+- `add_sparse_products`, `add_sparse_outer_sums`: matrix products that leave out the many zeros of one factor.
 
 Columns are cut into spans by their number alone, and spans are added in order: threads change no bit. Same values in
 two rows give the same bits.
@@ -41,6 +42,11 @@ BLOCK = 96  # rows that meet others while they are in the cache
 SPAN_WORK, SPANS = 2**22, 16  # multiply-adds in a span at least, and spans at most
 READ = 2**18  # numbers of a weighted sum that one thread reads at least
 ADDED = 2**12  # columns of a weighted sum at a time
+DENSEST = 0.35  # share of numbers other than zero up to which leaving out zeros is faster
+MARKED = 64  # numbers whose zeros one integer tells from others
+MARKED_DOWN = 16  # columns of which that is found out at a time
+SIDE = 13 * LANES  # columns of a product that stay in registers
+MET = 128  # rows that meet all of a sparse product's other factor while they are in the cache
 
 # How numba sees the numbers: it has no bfloat16, and its float16 is not for CPUs.
 SEEN_AS = {torch.float32: np.float32, torch.float64: np.float64, torch.float16: np.int16, torch.bfloat16: np.uint16}
@@ -122,6 +128,42 @@ def add_sums_over_pairs(gram: Tensor, x: Tensor, delta: Tensor) -> None:
     replicas, total, _ = x.shape
     where = [(part.data_ptr(), 4 * part.stride(0), 4 * part.stride(1), part.shape[2]) for part in (x, delta)]
     _add_pairs(*where, replicas, total, total // gram.shape[1], np.empty(0, np.float32), np.float32(0), gram.numpy())
+
+
+def add_sparse_products(out: Tensor, x: Tensor, weight: Tensor) -> np.ndarray:
+    """Add `x W` to `out [R, S, k]`, for `x [R, S, in]` and `weight [R, in, k]`; says for which replicas, bool [R].
+
+    It is for those whose first rows are zeros mostly (DENSEST) and whose W is finite, so that every product left out is
+    a zero. Of others, out is undefined. All are float32 on the CPU, the numbers of a row one after the other. Every replica has
+    the bytes that it has alone, and every row those that it has alone.
+    """
+    return _sparse(_add_sparse_products, np.ones(len(x), np.bool_), out, x, weight)
+
+
+def add_sparse_outer_sums(out: Tensor, x: Tensor, delta: Tensor, scale: float) -> np.ndarray:
+    """Likewise add `scale x^T delta` to `out [R, in, k]`, for `x [R, S, in]` and finite `delta [R, S, k]`.
+
+    Where it says no, out is as before.
+    """
+    finite = delta.sum((1, 2)).isfinite().numpy()  # a sum that is finite has no NaN and no infinity
+    return _sparse(_add_sparse_outer_sums, finite, out, x, delta, np.float32(scale))
+
+
+def _sparse(
+    add: Callable, done: np.ndarray, out: Tensor, x: Tensor, other: Tensor, *more: np.floating
+) -> np.ndarray:
+    """Call a compiled function for each block of `out`'s columns, and for the replicas that are not yet given up."""
+    replicas, rows, width = x.shape
+    columns = other.shape[-1]
+    vectors = -(-columns // LANES)
+    at_once = LANES * -(-vectors // -(-columns // SIDE))  # blocks of about the same width
+    for first in range(0, columns, at_once):
+        count = min(at_once, columns - first)
+        places = [(part.data_ptr(), 4 * part.stride(0), 4 * part.stride(1)) for part in (x, other, out)]
+        places[1:] = [(begin + 4 * first, *steps) for begin, *steps in places[1:]]
+        in_lanes = (0,) * -(-count // LANES)  # known when the function is compiled
+        add(*places, replicas, rows, width, count, *more, in_lanes, done)
+    return done
 
 
 @dataclass(frozen=True)
@@ -241,7 +283,8 @@ def _torchs_team() -> Any:
 
 # ------------------------------------------------------------------------------------------------------- compiled
 
-FLOAT, DOUBLE, SHORT, INT, LONG_INT = ir.FloatType(), ir.DoubleType(), ir.IntType(16), ir.IntType(32), ir.IntType(64)
+FLOAT, DOUBLE = ir.FloatType(), ir.DoubleType()
+BIT, SHORT, INT, LONG_INT = (ir.IntType(bits) for bits in (1, 16, 32, 64))
 LOADED = {types.float32: FLOAT, types.float64: DOUBLE, types.int16: ir.HalfType(), types.uint16: SHORT}
 
 
@@ -270,12 +313,18 @@ def _load_first(
 ) -> ir.Value:
     """Likewise where `mask` says so, without touching the memory behind, and zeros elsewhere."""
     kind = LOADED[seen]
-    vector = _of_lanes(kind)
-    name = f"llvm.masked.load.v{LANES}{'i16' if kind == SHORT else kind.intrinsic_name}.p0"
+    return _converted(builder, _masked_load(builder, address, _of_lanes(kind), mask, seen.bitwidth // 8), kind, wanted)
+
+
+def _masked_load(
+    builder: ir.IRBuilder, address: ir.Value, vector: ir.VectorType, mask: ir.Value, align: int = 4
+) -> ir.Value:
+    """A vector, of zeros where `mask` does not say otherwise."""
+    kind = vector.element
+    name = f"llvm.masked.load.v{vector.count}{'i16' if kind == SHORT else kind.intrinsic_name}.p0"
     load = _declared(builder, name, vector, [vector.as_pointer(), INT, mask.type, vector])
     pointer = builder.inttoptr(address, vector.as_pointer())
-    value = builder.call(load, [pointer, ir.Constant(INT, seen.bitwidth // 8), mask, ir.Constant(vector, None)])
-    return _converted(builder, value, kind, wanted)
+    return builder.call(load, [pointer, ir.Constant(INT, align), mask, ir.Constant(vector, None)])
 
 
 def _fused(builder: ir.IRBuilder, kind: ir.Type) -> ir.Function:
@@ -290,10 +339,12 @@ def _declared(builder: ir.IRBuilder, name: str, result: ir.Type, arguments: list
     return known or ir.Function(builder.module, ir.FunctionType(result, arguments), name)
 
 
-def _in_all_lanes(builder: ir.IRBuilder, value: ir.Value) -> ir.Value:
-    """A vector of LANES times the same number."""
-    one = builder.insert_element(ir.Constant(_of_lanes(value.type), ir.Undefined), value, ir.Constant(INT, 0))
-    return builder.shuffle_vector(one, one, ir.Constant(_of_lanes(INT), [0] * LANES))
+def _in_all_lanes(builder: ir.IRBuilder, value: ir.Value, lanes: int = LANES) -> ir.Value:
+    """A vector of the same number."""
+    one = builder.insert_element(
+        ir.Constant(ir.VectorType(value.type, lanes), ir.Undefined), value, ir.Constant(INT, 0)
+    )
+    return builder.shuffle_vector(one, one, ir.Constant(ir.VectorType(INT, lanes), [0] * lanes))
 
 
 def _sums_of_lanes(builder: ir.IRBuilder, values: list[ir.Value]) -> list[ir.Value]:
@@ -557,3 +608,177 @@ def _add_up(addresses, weights, like, into, first, last):
                 total[k] += v * _value(a + here, like) + w * _value(b + here, like)
                 total[k] += x * _value(c + here, like) + y * _value(d + here, like)
         into[start : start + count] = total[:count]
+
+
+@intrinsic
+def _marks_across(typing, address, count):
+    """Bit k is set where the number k of `count` float32 numbers is not zero."""
+
+    def generate(context, builder, signature, arguments):
+        numbers = ir.VectorType(FLOAT, MARKED)
+        first = builder.lshr(ir.Constant(LONG_INT, -1), builder.sub(ir.Constant(LONG_INT, MARKED), arguments[1]))
+        values = _masked_load(builder, arguments[0], numbers, builder.bitcast(first, ir.VectorType(BIT, MARKED)))
+        return builder.bitcast(builder.fcmp_unordered("!=", values, ir.Constant(numbers, None)), LONG_INT)
+
+    return types.int64(types.intp, types.intp), generate
+
+
+@intrinsic
+def _marks_down(typing, address, step, rows, count, out):
+    """Of each of `count` float32 columns, bit s is set where the number in row s is not zero."""
+
+    def generate(context, builder, signature, arguments):
+        address_, step_, rows_, count_, out_ = arguments
+        numbers, long = (ir.VectorType(kind, MARKED_DOWN) for kind in (FLOAT, LONG_INT))
+        places, ones, zeros = (ir.Constant(long, some) for some in (list(range(MARKED_DOWN)), [1] * MARKED_DOWN, None))
+        mask = builder.icmp_signed("<", places, _in_all_lanes(builder, count_, MARKED_DOWN))
+        before, loop, done = builder.block, builder.append_basic_block(), builder.append_basic_block()
+        builder.branch(loop)
+
+        builder.position_at_end(loop)
+        row, bit, marks = builder.phi(LONG_INT), builder.phi(long), builder.phi(long)
+        values = _masked_load(builder, builder.add(address_, builder.mul(row, step_)), numbers, mask)
+        other = builder.fcmp_unordered("!=", values, ir.Constant(numbers, None))
+        grown = builder.or_(marks, builder.select(other, bit, zeros))
+        further = builder.add(row, ir.Constant(LONG_INT, 1))
+        for so_far, at_first, then in (
+            (row, ir.Constant(LONG_INT, 0), further), (bit, ones, builder.shl(bit, ones)), (marks, zeros, grown)
+        ):
+            so_far.add_incoming(at_first, before)
+            so_far.add_incoming(then, loop)
+        builder.cbranch(builder.icmp_signed("<", further, rows_), loop, done)
+
+        builder.position_at_end(done)
+        builder.store(grown, builder.inttoptr(out_, long.as_pointer()), align=8)
+        return context.get_dummy_value()
+
+    number = types.intp
+    return types.void(number, number, number, number, number), generate
+
+
+@intrinsic
+def _count(typing, marks):
+    """How many bits are set."""
+    return types.int64(types.int64), lambda context, builder, signature, arguments: builder.ctpop(arguments[0])
+
+
+@intrinsic
+def _add_marked(typing, marks, x, x_step, rows, row_step, out, last, scale, in_lanes):
+    """Add `scale sum_k x_k row_k` over the marked k to `out`, with `x_step` and `row_step` bytes from k to k + 1.
+
+    A row has as many vectors of LANES numbers as `in_lanes` is long, and `last` numbers in the last of them.
+    """
+
+    def generate(context, builder, signature, arguments):
+        marks_, x_, x_step_, rows_, row_step_, out_, last_, scale_, _ = arguments
+        vector, vectors, fused = _of_lanes(FLOAT), len(in_lanes), _fused(builder, FLOAT)
+        zero = ir.Constant(vector, None)
+        places = ir.Constant(_of_lanes(LONG_INT), list(range(LANES)))
+        mask = builder.icmp_signed("<", places, _in_all_lanes(builder, last_))
+
+        def number(value: int) -> ir.Constant:
+            return ir.Constant(LONG_INT, value)
+
+        def load(begin: ir.Value) -> list[ir.Value]:
+            offsets = [builder.add(begin, number(4 * LANES * k)) for k in range(vectors)]
+            whole = [_load(builder, offset, types.float32, FLOAT) for offset in offsets[:-1]]
+            return [*whole, _masked_load(builder, offsets[-1], vector, mask)]
+
+        before, loop, done = builder.block, builder.append_basic_block(), builder.append_basic_block()
+        builder.cbranch(builder.icmp_signed("!=", marks_, number(0)), loop, done)
+
+        builder.position_at_end(loop)
+        left, sums = builder.phi(LONG_INT), [builder.phi(vector) for _ in range(vectors)]
+        k = builder.cttz(left, ir.Constant(BIT, 1))
+        of_x = builder.inttoptr(builder.add(x_, builder.mul(k, x_step_)), FLOAT.as_pointer())
+        factor = _in_all_lanes(builder, builder.load(of_x, align=4))
+        row = load(builder.add(rows_, builder.mul(k, row_step_)))
+        grown = [builder.call(fused, [factor, part, so_far]) for part, so_far in zip(row, sums, strict=True)]
+        fewer = builder.and_(left, builder.sub(left, number(1)))  # without the lowest bit
+        for so_far, at_first, then in zip([left, *sums], [marks_, *[zero] * vectors], [fewer, *grown], strict=True):
+            so_far.add_incoming(at_first, before)
+            so_far.add_incoming(then, loop)
+        builder.cbranch(builder.icmp_signed("!=", fewer, number(0)), loop, done)
+
+        builder.position_at_end(done)
+        results = [builder.phi(vector) for _ in range(vectors)]
+        for result, total in zip(results, grown, strict=True):
+            result.add_incoming(zero, before)
+            result.add_incoming(total, loop)
+        factor = _in_all_lanes(builder, scale_)
+        results = [builder.call(fused, [factor, a, b]) for a, b in zip(results, load(out_), strict=True)]
+        for k, result in enumerate(results[:-1]):
+            pointer = builder.inttoptr(builder.add(out_, number(4 * LANES * k)), vector.as_pointer())
+            builder.store(result, pointer, align=4)
+        name, result = f"llvm.masked.store.v{LANES}f32.p0", ir.VoidType()
+        store = _declared(builder, name, result, [vector, vector.as_pointer(), INT, mask.type])
+        pointer = builder.inttoptr(builder.add(out_, number(4 * LANES * (vectors - 1))), vector.as_pointer())
+        builder.call(store, [results[-1], pointer, ir.Constant(INT, 4), mask])
+        return context.get_dummy_value()
+
+    number = types.intp
+    return types.void(types.int64, *[number] * 6, types.float32, in_lanes), generate
+
+
+@_compiled
+def _finite(begin, step, count, columns, last, in_lanes):
+    """At most MARKED rows have no infinity and no NaN: zero times each is zero. They are in the cache afterwards."""
+    zeros, sums = np.zeros(MARKED, np.float32), np.zeros(columns, np.float32)
+    every = -1 if count == MARKED else (1 << count) - 1
+    _add_marked(every, zeros.ctypes.data, 4, begin, step, sums.ctypes.data, last, np.float32(1), in_lanes)
+    for total in sums:
+        if total != 0:
+            return False
+    return True
+
+
+@_compiled
+def _add_sparse_products(x, weight, out, replicas, rows, width, columns, in_lanes, done):
+    """Of x, weight and out: begin, and bytes from replica to replica and from row to row."""
+    across = (width + MARKED - 1) // MARKED
+    marks = np.empty((MET, across), np.int64)
+    last = columns - LANES * (len(in_lanes) - 1)
+    for replica in range(replicas):
+        of_x, of_weight, of_out = x[0] + replica * x[1], weight[0] + replica * weight[1], out[0] + replica * out[1]
+        for top in range(0, rows, MET):
+            count, seen = min(MET, rows - top), 0
+            for s in range(count):
+                for k in range(across):
+                    from_x = of_x + (top + s) * x[2] + 4 * MARKED * k
+                    marks[s, k] = _marks_across(from_x, min(MARKED, width - MARKED * k))
+                    seen += _count(marks[s, k])
+            done[replica] &= top > 0 or seen <= DENSEST * count * width
+            for k in range(across):
+                some = of_weight + MARKED * k * weight[2]
+                if top == 0 and done[replica]:
+                    done[replica] = _finite(some, weight[2], min(MARKED, width - MARKED * k), columns, last, in_lanes)
+                if not done[replica]:
+                    break
+                for s in range(count):
+                    from_x, to_out = of_x + (top + s) * x[2] + 4 * MARKED * k, of_out + (top + s) * out[2]
+                    _add_marked(marks[s, k], from_x, 4, some, weight[2], to_out, last, np.float32(1), in_lanes)
+            if not done[replica]:
+                break
+
+
+@_compiled
+def _add_sparse_outer_sums(x, delta, out, replicas, rows, width, columns, scale, in_lanes, done):
+    """Of x, delta and out: begin, and bytes from replica to replica and from row to row."""
+    marks = np.empty(width + MARKED_DOWN, np.int64)
+    last = columns - LANES * (len(in_lanes) - 1)
+    for replica in range(replicas):
+        of_x, of_delta, of_out = x[0] + replica * x[1], delta[0] + replica * delta[1], out[0] + replica * out[1]
+        for top in range(0, rows, MARKED):
+            some, count, seen = of_delta + top * delta[2], min(MARKED, rows - top), 0
+            for k in range(0, width, MARKED_DOWN):
+                to_marks = marks[k:].ctypes.data
+                _marks_down(of_x + top * x[2] + 4 * k, x[2], count, min(MARKED_DOWN, width - k), to_marks)
+            for k in range(width):
+                seen += _count(marks[k])
+            done[replica] &= top > 0 or seen <= DENSEST * count * width
+            if not done[replica]:
+                break
+            for k in range(width):
+                if marks[k]:
+                    from_x, to_out = of_x + top * x[2] + 4 * k, of_out + k * out[2]
+                    _add_marked(marks[k], from_x, x[2], some, delta[2], to_out, last, scale, in_lanes)

@@ -186,23 +186,63 @@ def product(one: "Tensor", other: "Tensor") -> "Tensor":
     return one.expand(2, -1, -1).bmm(other.expand(2, -1, -1))[:1]
 
 
+# Rows at least this long, of products at least this wide, are first asked for zeros.
+LONG, WIDE = 128, 32
+
+
+def sparse_product(x: "Tensor", weight: "Tensor") -> "Tensor":
+    """`product(x, weight)` for rows x that may be zeros mostly, as an image's are: what is zero is left out."""
+    if not _may_be_sparse(x, weight):
+        return product(x, weight)
+    from krum import kernels
+
+    out = x.new_zeros((*x.shape[:2], weight.shape[-1]))
+    done = kernels.add_sparse_products(out, x, weight)
+    for replica in _left(done):
+        out[replica] = product(x[replica], weight[replica])
+    return out
+
+
 def affine(x: "Tensor", weight: "Tensor", bias: "Tensor") -> "Tensor":
     """`x W + bias` for `x [R, S, in]`: [R, S, out], contiguous."""
     if weight.shape[-1] >= NARROW:
-        return product(x, weight).add_(bias[:, None])  # baddbmm would first write the bias everywhere
+        return sparse_product(x, weight).add_(bias[:, None])  # baddbmm would first write the bias everywhere
     return product(weight.mT, x.mT).add_(bias[..., None]).mT.contiguous()
 
 
 def outer_sums(x: "Tensor", delta: "Tensor") -> "Tensor":
     """`x^T delta`, the sum of the rows' outer products: [k, S, in] and [k, S, out] -> [k, in, out]."""
+    if _may_be_sparse(x, delta):
+        return add_outer_sums(x.new_zeros((len(x), x.shape[-1], delta.shape[-1])), x, delta)
     return product(x.mT, delta) if delta.shape[-1] >= NARROW else product(delta.mT, x).mT
 
 
 def add_outer_sums(total: "Tensor", x: "Tensor", delta: "Tensor", scale: float = 1.0) -> "Tensor":
     """Add `scale x^T delta` to `total [k, in, out]`, in place."""
+    if _may_be_sparse(x, delta):
+        from krum import kernels
+
+        done = kernels.add_sparse_outer_sums(total, x, delta, scale)
+        for replica in _left(done):
+            total[replica].baddbmm_(x[replica].mT, delta[replica], alpha=scale)
+        return total
     if delta.shape[-1] >= NARROW and x.shape[-1] > 1:
         return total.baddbmm_(x.mT, delta, alpha=scale)
     return total.add_(outer_sums(x, delta), alpha=scale)
+
+
+def _may_be_sparse(x: "Tensor", other: "Tensor") -> bool:
+    """`krum.kernels` can leave out the zeros of x, and it may pay."""
+    import torch
+
+    if x.shape[-1] < LONG or other.shape[-1] < WIDE:
+        return False
+    return x.device.type == "cpu" and x.dtype == torch.float32 and x.stride(-1) == other.stride(-1) == 1
+
+
+def _left(done: np.ndarray) -> list[slice]:
+    """The replicas that are not done, all at once if none is."""
+    return [slice(None)] if not done.any() else [slice(k, k + 1) for k in (~done).nonzero()[0].tolist()]
 
 
 def _through_relu(delta: "Tensor", activation: "Tensor") -> "Tensor":

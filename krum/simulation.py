@@ -447,8 +447,8 @@ class Simulation:
             logits = torch.cat([self.model.forward(own, some)[-1][0] for some in samples])
             labels = self._labels[held_out]
             errors.append(1 - (logits.argmax(-1) == labels).double().mean().item())
-            losses.append(torch.nn.functional.cross_entropy(logits, labels).item())
-        finite = torch.stack([part.flatten(1).isfinite().all(-1) for pair in self.parameters for part in pair]).all(0)
+            by_class = logits.mT.contiguous()[None]  # along few classes, several times faster
+            losses.append(torch.nn.functional.cross_entropy(by_class, labels[None]).item())
         rounds = self.round - self._recorded_round  # 0 / 0 is NaN at the first round
         missing = [torch.nan] * self.replicas
         norm, noise = self._gradient_statistics() if self.cell.measure_gradient else (missing, missing)
@@ -458,7 +458,7 @@ class Simulation:
             "test_error": errors,
             "test_loss": losses,
             "byzantine_weight": (self._byzantine_weight / rounds).tolist(),
-            "diverged": (~finite).tolist(),
+            "diverged": (~self._finite()).tolist(),
             "majority_error": self._majority_errors,
             "differs": missing if self.other_rule is None else (self._differs / rounds).tolist(),
             "gradient_norm": norm,
@@ -471,6 +471,12 @@ class Simulation:
         self._differs.zero_()
         self._norm_ratio.zero_()
         return result
+
+    def _finite(self) -> Tensor:
+        """Whether all parameters are, [R]. A sum that is finite tells, and costs a fortieth of looking at each."""
+        parts = [part.flatten(1) for pair in self.parameters for part in pair]
+        finite = torch.stack([part.sum(-1) for part in parts]).isfinite().all(0)
+        return finite if bool(finite.all()) else torch.stack([part.isfinite().all(-1) for part in parts]).all(0)
 
     @property
     def _unweighted(self) -> bool:

@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from krum import kernels
@@ -120,6 +120,18 @@ def test_nothing_is_read_behind_the_last_number(dtype):
                 assert torch.allclose(squared, differences.square().sum(-1), rtol=1e-12, atol=0)
                 if dtype != torch.float64:
                     kernels.products([last])
+        if dtype == torch.float32:
+            for rows in range(1, 9):
+                for width in (1, 7, 8, 9, 17):
+                    at_end, zeros = readable[-rows * width:].view(1, rows, width), torch.zeros(1, 20, 20)
+                    x, y, others = zeros[:, :rows, :rows], zeros[:, :rows, :9], torch.ones(1, 20, 20)
+                    assert kernels.add_sparse_products(at_end.zero_(), y, others[:, :9, :width]).all()
+                    assert kernels.add_sparse_products(torch.ones(1, rows, width), x, at_end).all()
+                    assert kernels.add_sparse_outer_sums(at_end, x, others[:, :rows, :width], 1.0).all()
+                    assert kernels.add_sparse_outer_sums(torch.ones(1, 9, width), y, at_end, 1.0).all()
+                    at_end[0, -1, -1] = rows * width > 2
+                    assert kernels.add_sparse_products(torch.ones(1, rows, 9), at_end, others[:, :width, :9]).all()
+                    assert kernels.add_sparse_outer_sums(torch.ones(1, width, 9), at_end, y, 1.0).all()
     """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"exit {done.returncode}: {done.stderr}"
@@ -188,3 +200,72 @@ def test_sums_over_pairs(sizes, seed, spoiled):
         alone = torch.ones(1, workers, workers, dtype=torch.float64)
         kernels.add_sums_over_pairs(alone, x[replica : replica + 1].clone(), delta[replica : replica + 1].clone())
         assert alone[0].numpy().tobytes() == gram[replica].numpy().tobytes()
+
+
+def mostly_zeros(replicas, rows, width, seed=0, share=0.2):
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(replicas, rows, width, generator=generator)
+    return x * (torch.rand(x.shape, generator=generator) < share)
+
+
+UNIT = 2.0**-24
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    replicas=st.integers(1, 3),
+    rows=st.sampled_from([1, 2, 63, 64, 65, 129, 300]),
+    width=st.sampled_from([1, 15, 63, 64, 65, 127, 130, 784]),
+    columns=st.sampled_from([1, 7, 8, 32, 100, 104, 105, 211]),
+    seed=st.integers(0, 999),
+    sliced=st.booleans(),
+)
+def test_sparse_products(replicas, rows, width, columns, seed, sliced):
+    """Both in float64, with the bound that no order of summation exceeds; a replica alone, and a row alone."""
+    x = mostly_zeros(replicas, rows, width, seed)
+    if sliced:
+        x = torch.cat([x, x.new_ones(replicas, rows, 3)], -1)[..., :width]
+    x[:, 0, 0] = 1.5
+    x[:, :, 1:] *= (x[:, :, 1:] != 0).float().mean() < 0.3  # so that few numbers are sparse, too
+    weight = drawn(replicas * width, columns, torch.float32, seed).view(replicas, width, columns)
+    delta = drawn(replicas * rows, columns, torch.float32, seed).view(replicas, rows, columns)
+    for add, other, at_first, exact in (
+        (kernels.add_sparse_products, weight, torch.ones(replicas, rows, columns), lambda a, b: a @ b),
+        (lambda *of: kernels.add_sparse_outer_sums(*of, -0.5), delta, torch.ones(replicas, width, columns),
+         lambda a, b: -0.5 * (a.mT @ b)),
+    ):  # fmt: skip
+        out = at_first.clone()
+        assume(add(out, x, other).all())
+        expected = at_first + exact(x.double(), other.double())
+        size = at_first + exact(x.abs().double(), other.abs().double()).abs()
+        assert bool(((out - expected).abs() <= (width + rows) * UNIT * size).all())
+        for replica in range(replicas):
+            alone = at_first[:1].clone()
+            add(alone, x[replica : replica + 1].clone(), other[replica : replica + 1].clone())
+            assert alone.numpy().tobytes() == out[replica].numpy().tobytes()
+    alone = torch.ones(replicas, 1, columns)
+    if kernels.add_sparse_products(alone, x[:, -1:], weight).all():
+        out = torch.ones(replicas, rows, columns)
+        kernels.add_sparse_products(out, x, weight)
+        assert torch.equal(alone, out[:, -1:])
+
+
+def test_what_is_not_sparse_or_not_finite_is_left():
+    """Each reason in a replica of its own, in the last column block and the last rows, too."""
+    x = mostly_zeros(5, 200, 300)
+    weight, delta = drawn(5 * 300, 211, torch.float32).view(5, 300, 211), drawn(1000, 211, torch.float32).view(5, 200, 211)
+    x[1] = 1
+    weight[2, 299, 210] = torch.nan
+    weight[3, 0, 0] = -torch.inf
+    delta[2, 199, 210] = torch.nan
+    delta[3, 0, 0] = torch.inf
+    out, sums = torch.zeros(5, 200, 211), torch.ones(5, 300, 211)
+    assert kernels.add_sparse_products(out, x, weight).tolist() == [True, False, False, False, True]
+    assert kernels.add_sparse_outer_sums(sums, x, delta, 1.0).tolist() == [True, False, False, False, True]
+    assert bool((sums[1:4] == 1).all()), "as before"
+    assert torch.allclose(out[4], x[4] @ weight[4], atol=1e-4) and torch.allclose(sums[4], 1 + x[4].mT @ delta[4], atol=1e-4)
+    x[4, 0, 0], x[4, 1, 1] = torch.nan, torch.inf
+    out.zero_(), sums.fill_(1)
+    assert kernels.add_sparse_products(out, x, weight)[4] and kernels.add_sparse_outer_sums(sums, x, delta, 1.0)[4]
+    assert torch.equal(out[4].isnan(), (x[4] @ weight[4]).isnan()), "what is not zero is multiplied"
+    assert torch.equal(sums[4].isfinite(), (x[4].mT @ delta[4]).isfinite())
