@@ -72,7 +72,7 @@ def split(dataset):
 
     samples = load(dataset)
     training, held_out = datasets.folds(samples.labels, 10, 0)[0]
-    features, labels = torch.from_numpy(samples.features), torch.from_numpy(samples.labels)
+    features, labels = torch.from_numpy(samples.as_floats()), torch.from_numpy(samples.labels)
     if datasets.DATASETS[dataset].standardise:
         deviation, mean = torch.std_mean(features[training], 0)
         features = (features - mean) / deviation

@@ -25,6 +25,7 @@ from krum.errors import InputError
 from krum.registry import kebab, lookup
 from krum.unpickling import load_arrays
 
+LEVELS = 255  # of a pixel, above black
 WORTH_KEEPING = 1000  # samples
 LARGEST_FILE = 2**26  # bytes, uncompressed, with room to spare: what is larger is not read to its end
 DATA = Path(__file__).resolve().parent.parent / "data"
@@ -32,10 +33,14 @@ DATA = Path(__file__).resolve().parent.parent / "data"
 
 @dataclass(frozen=True)
 class Samples:
-    """A data set in memory: features [N, p] float32, labels [N] int64."""
+    """A data set in memory: features [N, p], float32 or uint8 that count 255ths, and labels [N] int64."""
 
     features: np.ndarray
     labels: np.ndarray
+
+    def as_floats(self) -> np.ndarray:
+        """The features, float32."""
+        return np.divide(self.features, LEVELS, dtype=np.float32) if self.features.dtype == np.uint8 else self.features
 
 
 @dataclass(frozen=True)
@@ -317,8 +322,8 @@ def _one_line(error: object) -> str:
     fetch=_fetch_mnist,
 )
 def mnist(folder: Path) -> Samples:
-    """MNIST's 60,000 training images, 28 x 28 pixels in [0, 1], ten digits. CC BY-SA 3.0."""
+    """MNIST's 60,000 training images, 28 x 28 pixels, ten digits. CC BY-SA 3.0."""
     images = read_checked(folder, "mnist", f"{_MNIST_RAW}/train-images-idx3-ubyte")
     labels = read_checked(folder, "mnist", f"{_MNIST_RAW}/train-labels-idx1-ubyte")
     pixels = np.frombuffer(images, np.uint8, offset=16).reshape(-1, 784)
-    return Samples(np.divide(pixels, 255, dtype=np.float32), np.frombuffer(labels, np.uint8, offset=8).astype(np.int64))
+    return Samples(pixels.copy(), np.frombuffer(labels, np.uint8, offset=8).astype(np.int64))

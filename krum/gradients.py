@@ -30,6 +30,8 @@ FORMED_AT_ONCE = {"cpu": 400_000, "cuda": 2**28}
 # Rows that meet all later ones in one matrix product, where `krum.kernels` has no way to take half of it: fewer waste
 # less on the symmetric half, more fill the processor.
 PAIRED_AT_ONCE = 100
+# Numbers of a row from which on `krum.kernels` multiplies a few rows faster than MKL, for half of the pairs are enough.
+LONG_ROWS = 4096
 # What it costs to write and read a formed number, in multiply-adds; narrower gradients cost as much as these columns.
 PER_FORMED, NARROWEST = 25, 5
 # What a pair costs `krum.kernels` beside its products, in multiply-adds, and how long one takes against a formed one's.
@@ -117,8 +119,16 @@ class WorkerGradients:
             products = product(of_bias, of_bias.mT).double()
             for piece in some.split(columns, -1):
                 formed = outer_sums(self._by_worker(piece), self._by_worker(of_some)).unflatten(0, (-1, h)).flatten(2)
-                products += product(formed, formed.mT)
+                products += self._products_of(formed)
             part += products
+
+    def _products_of(self, formed: Tensor) -> Tensor:
+        """Inner products of a few numbers of explicit gradients `[r, h, k]`: [r, h, h] float64."""
+        if not self._halved or formed.shape[-1] < LONG_ROWS:
+            return product(formed, formed.mT).double()
+        from krum import kernels
+
+        return torch.stack([kernels.products([vectors])[0] for vectors in formed])
 
     def weighted(self, weights: Tensor, common: bool = False) -> list["Part"]:
         """`sum_i w_i G_i` for `weights [R, h]`, in groups of replicas and as two factors per layer.

@@ -9,7 +9,7 @@ half of a symmetric matrix is computed, and chunks of columns are short enough f
 - `add_sums_over_pairs`: what a layer adds to the inner products of gradients, from its inputs and derivatives.
 - `squared_differences`: `||V_i - V_j||^2` in float64 from the differences, which cancel nothing.
 - `weighted_sum`: a rule's combination of the rows, in float64.
-- `add_sparse_products`, `add_sparse_outer_sums`: matrix products that leave out the many zeros of one factor.
+- `sparse_products`, `sparse_outer_sums`: matrix products that leave out the many zeros of one factor.
 
 Columns are cut into spans by their number alone, and spans are added in order: threads change no bit. Same values in
 two rows give the same bits.
@@ -130,27 +130,27 @@ def add_sums_over_pairs(gram: Tensor, x: Tensor, delta: Tensor) -> None:
     _add_pairs(*where, replicas, total, total // gram.shape[1], np.empty(0, np.float32), np.float32(0), gram.numpy())
 
 
-def add_sparse_products(out: Tensor, x: Tensor, weight: Tensor) -> np.ndarray:
-    """Add `x W` to `out [R, S, k]`, for `x [R, S, in]` and `weight [R, in, k]`; says for which replicas, bool [R].
+def sparse_products(out: Tensor, x: Tensor, weight: Tensor) -> np.ndarray:
+    """Write `x W` to `out [R, S, k]`, for `x [R, S, in]` and `weight [R, in, k]`; says for which replicas, bool [R].
 
     It is for those whose first rows are zeros mostly (DENSEST) and whose W is finite, so that every product left out is
-    a zero. Of others, out is undefined. All are float32 on the CPU, the numbers of a row one after the other. Every replica has
-    the bytes that it has alone, and every row those that it has alone.
+    a zero. Of others, out is undefined. All are float32 on the CPU, the numbers of a row one after the other. Every
+    replica has the bytes that it has alone, and every row those that it has alone.
     """
-    return _sparse(_add_sparse_products, np.ones(len(x), np.bool_), out, x, weight)
+    return _sparse(_sparse_products, np.ones(len(x), np.bool_), out, x, weight)
 
 
-def add_sparse_outer_sums(out: Tensor, x: Tensor, delta: Tensor, scale: float) -> np.ndarray:
-    """Likewise add `scale x^T delta` to `out [R, in, k]`, for `x [R, S, in]` and finite `delta [R, S, k]`.
+def sparse_outer_sums(out: Tensor, x: Tensor, delta: Tensor, scale: float = 1.0, add: bool = False) -> np.ndarray:
+    """Likewise `scale x^T delta` to `out [R, in, k]`, for `x [R, S, in]` and finite `delta [R, S, k]`.
 
-    Where it says no, out is as before.
+    With `add`, it is added, and where it says no, out is as before.
     """
     finite = delta.sum((1, 2)).isfinite().numpy()  # a sum that is finite has no NaN and no infinity
-    return _sparse(_add_sparse_outer_sums, finite, out, x, delta, np.float32(scale))
+    return _sparse(_sparse_outer_sums, finite, out, x, delta, np.float32(scale), add)
 
 
 def _sparse(
-    add: Callable, done: np.ndarray, out: Tensor, x: Tensor, other: Tensor, *more: np.floating
+    add: Callable, done: np.ndarray, out: Tensor, x: Tensor, other: Tensor, *more: Any
 ) -> np.ndarray:
     """Call a compiled function for each block of `out`'s columns, and for the replicas that are not yet given up."""
     replicas, rows, width = x.shape
@@ -339,6 +339,14 @@ def _declared(builder: ir.IRBuilder, name: str, result: ir.Type, arguments: list
     return known or ir.Function(builder.module, ir.FunctionType(result, arguments), name)
 
 
+def _either(builder: ir.IRBuilder, *values: tuple[ir.Value, ir.Block]) -> ir.PhiInstr:
+    """The value that belongs to the block that was left last."""
+    phi = builder.phi(values[0][0].type)
+    for value, block in values:
+        phi.add_incoming(value, block)
+    return phi
+
+
 def _in_all_lanes(builder: ir.IRBuilder, value: ir.Value, lanes: int = LANES) -> ir.Value:
     """A vector of the same number."""
     one = builder.insert_element(
@@ -403,11 +411,7 @@ def _tile(typing, left, i, right, j, start, count, like, zero, out, step):
             return grown
 
         def sums_from(*blocks: tuple[ir.Block, list[ir.Value]]) -> list[ir.Value]:
-            sums = [builder.phi(_of_lanes(kind)) for _ in range(TILE * TILE)]
-            for block, values in blocks:
-                for so_far, value in zip(sums, values, strict=True):
-                    so_far.add_incoming(value, block)
-            return sums
+            return [_either(builder, *((values[k], block) for block, values in blocks)) for k in range(TILE * TILE)]
 
         left_rows = [begin(left_, i_, k) for k in range(TILE)]
         right_rows = [begin(right_, j_, k) for k in range(TILE)]
@@ -663,14 +667,14 @@ def _count(typing, marks):
 
 
 @intrinsic
-def _add_marked(typing, marks, x, x_step, rows, row_step, out, last, scale, in_lanes):
-    """Add `scale sum_k x_k row_k` over the marked k to `out`, with `x_step` and `row_step` bytes from k to k + 1.
+def _sum_marked(typing, marks, x, x_step, rows, row_step, out, last, scale, add, in_lanes):
+    """Write `scale sum_k x_k row_k` over the marked k to `out`, with `x_step` and `row_step` bytes from k to k + 1.
 
-    A row has as many vectors of LANES numbers as `in_lanes` is long, and `last` numbers in the last of them.
+    With `add`, to what is there. A row has as many vectors of LANES numbers as `in_lanes` is long, and `last` numbers in the last of them.
     """
 
     def generate(context, builder, signature, arguments):
-        marks_, x_, x_step_, rows_, row_step_, out_, last_, scale_, _ = arguments
+        marks_, x_, x_step_, rows_, row_step_, out_, last_, scale_, add_, _ = arguments
         vector, vectors, fused = _of_lanes(FLOAT), len(in_lanes), _fused(builder, FLOAT)
         zero = ir.Constant(vector, None)
         places = ir.Constant(_of_lanes(LONG_INT), list(range(LANES)))
@@ -701,12 +705,18 @@ def _add_marked(typing, marks, x, x_step, rows, row_step, out, last, scale, in_l
         builder.cbranch(builder.icmp_signed("!=", fewer, number(0)), loop, done)
 
         builder.position_at_end(done)
-        results = [builder.phi(vector) for _ in range(vectors)]
-        for result, total in zip(results, grown, strict=True):
-            result.add_incoming(zero, before)
-            result.add_incoming(total, loop)
+        results = [_either(builder, (zero, before), (total, loop)) for total in grown]
+        read, write = builder.append_basic_block(), builder.append_basic_block()
+        builder.cbranch(add_, read, write)
+
+        builder.position_at_end(read)
+        there = load(out_)
+        builder.branch(write)
+
+        builder.position_at_end(write)
+        at_first = [_either(builder, (zero, done), (values, read)) for values in there]
         factor = _in_all_lanes(builder, scale_)
-        results = [builder.call(fused, [factor, a, b]) for a, b in zip(results, load(out_), strict=True)]
+        results = [builder.call(fused, [factor, a, b]) for a, b in zip(results, at_first, strict=True)]
         for k, result in enumerate(results[:-1]):
             pointer = builder.inttoptr(builder.add(out_, number(4 * LANES * k)), vector.as_pointer())
             builder.store(result, pointer, align=4)
@@ -717,15 +727,15 @@ def _add_marked(typing, marks, x, x_step, rows, row_step, out, last, scale, in_l
         return context.get_dummy_value()
 
     number = types.intp
-    return types.void(types.int64, *[number] * 6, types.float32, in_lanes), generate
+    return types.void(types.int64, *[number] * 6, types.float32, types.boolean, in_lanes), generate
 
 
 @_compiled
 def _finite(begin, step, count, columns, last, in_lanes):
     """At most MARKED rows have no infinity and no NaN: zero times each is zero. They are in the cache afterwards."""
-    zeros, sums = np.zeros(MARKED, np.float32), np.zeros(columns, np.float32)
+    zeros, sums = np.zeros(MARKED, np.float32), np.empty(columns, np.float32)
     every = -1 if count == MARKED else (1 << count) - 1
-    _add_marked(every, zeros.ctypes.data, 4, begin, step, sums.ctypes.data, last, np.float32(1), in_lanes)
+    _sum_marked(every, zeros.ctypes.data, 4, begin, step, sums.ctypes.data, last, np.float32(1), False, in_lanes)
     for total in sums:
         if total != 0:
             return False
@@ -733,7 +743,7 @@ def _finite(begin, step, count, columns, last, in_lanes):
 
 
 @_compiled
-def _add_sparse_products(x, weight, out, replicas, rows, width, columns, in_lanes, done):
+def _sparse_products(x, weight, out, replicas, rows, width, columns, in_lanes, done):
     """Of x, weight and out: begin, and bytes from replica to replica and from row to row."""
     across = (width + MARKED - 1) // MARKED
     marks = np.empty((MET, across), np.int64)
@@ -756,13 +766,13 @@ def _add_sparse_products(x, weight, out, replicas, rows, width, columns, in_lane
                     break
                 for s in range(count):
                     from_x, to_out = of_x + (top + s) * x[2] + 4 * MARKED * k, of_out + (top + s) * out[2]
-                    _add_marked(marks[s, k], from_x, 4, some, weight[2], to_out, last, np.float32(1), in_lanes)
+                    _sum_marked(marks[s, k], from_x, 4, some, weight[2], to_out, last, np.float32(1), k > 0, in_lanes)
             if not done[replica]:
                 break
 
 
 @_compiled
-def _add_sparse_outer_sums(x, delta, out, replicas, rows, width, columns, scale, in_lanes, done):
+def _sparse_outer_sums(x, delta, out, replicas, rows, width, columns, scale, add, in_lanes, done):
     """Of x, delta and out: begin, and bytes from replica to replica and from row to row."""
     marks = np.empty(width + MARKED_DOWN, np.int64)
     last = columns - LANES * (len(in_lanes) - 1)
@@ -778,7 +788,8 @@ def _add_sparse_outer_sums(x, delta, out, replicas, rows, width, columns, scale,
             done[replica] &= top > 0 or seen <= DENSEST * count * width
             if not done[replica]:
                 break
+            more = add or top > 0
             for k in range(width):
-                if marks[k]:
+                if marks[k] or not more:
                     from_x, to_out = of_x + top * x[2] + 4 * k, of_out + k * out[2]
-                    _add_marked(marks[k], from_x, x[2], some, delta[2], to_out, last, scale, in_lanes)
+                    _sum_marked(marks[k], from_x, x[2], some, delta[2], to_out, last, scale, more, in_lanes)

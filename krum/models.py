@@ -196,9 +196,8 @@ def sparse_product(x: "Tensor", weight: "Tensor") -> "Tensor":
         return product(x, weight)
     from krum import kernels
 
-    out = x.new_zeros((*x.shape[:2], weight.shape[-1]))
-    done = kernels.add_sparse_products(out, x, weight)
-    for replica in _left(done):
+    out = x.new_empty((*x.shape[:2], weight.shape[-1]))
+    for replica in _left(kernels.sparse_products(out, x, weight)):
         out[replica] = product(x[replica], weight[replica])
     return out
 
@@ -213,7 +212,12 @@ def affine(x: "Tensor", weight: "Tensor", bias: "Tensor") -> "Tensor":
 def outer_sums(x: "Tensor", delta: "Tensor") -> "Tensor":
     """`x^T delta`, the sum of the rows' outer products: [k, S, in] and [k, S, out] -> [k, in, out]."""
     if _may_be_sparse(x, delta):
-        return add_outer_sums(x.new_zeros((len(x), x.shape[-1], delta.shape[-1])), x, delta)
+        from krum import kernels
+
+        out = x.new_empty((len(x), x.shape[-1], delta.shape[-1]))
+        for replica in _left(kernels.sparse_outer_sums(out, x, delta)):
+            out[replica] = product(x[replica].mT, delta[replica])
+        return out
     return product(x.mT, delta) if delta.shape[-1] >= NARROW else product(delta.mT, x).mT
 
 
@@ -222,8 +226,7 @@ def add_outer_sums(total: "Tensor", x: "Tensor", delta: "Tensor", scale: float =
     if _may_be_sparse(x, delta):
         from krum import kernels
 
-        done = kernels.add_sparse_outer_sums(total, x, delta, scale)
-        for replica in _left(done):
+        for replica in _left(kernels.sparse_outer_sums(total, x, delta, scale, add=True)):
             total[replica].baddbmm_(x[replica].mT, delta[replica], alpha=scale)
         return total
     if delta.shape[-1] >= NARROW and x.shape[-1] > 1:

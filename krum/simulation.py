@@ -438,7 +438,7 @@ class Simulation:
         its logits is the greatest of them, the first NaN if there are several.
         """
         errors, losses = [], []
-        memory = self._features.new_empty((1, SAMPLES_AT_ONCE, self._features.shape[1]))
+        memory = self._zeros(1, SAMPLES_AT_ONCE, self._features.shape[1])
         for replica, held_out in enumerate(self._held_out):
             own = [(weight[replica : replica + 1], bias[replica : replica + 1]) for weight, bias in self.parameters]
             blocks = [index[None] for index in held_out.split(SAMPLES_AT_ONCE)]
@@ -504,7 +504,9 @@ class Simulation:
     def _load(self, samples: Samples) -> None:
         """Split every replica's folds; seed s holds out fold `s mod folds` of partition `s div folds`."""
         cell = self.cell
-        self._features = torch.from_numpy(samples.features).to(self.device, self.dtype)
+        features = samples.as_floats() if self.dataset.standardise else samples.features
+        self._features = torch.from_numpy(features).to(self.device, None if features.dtype == np.uint8 else self.dtype)
+        self._pixels = self._features.new_empty((SAMPLES_AT_ONCE, features.shape[1]))
         self._labels = torch.from_numpy(samples.labels).to(self.device)
         partitions = {
             partition: datasets.folds(samples.labels, cell.folds, partition)
@@ -514,7 +516,7 @@ class Simulation:
         self._training = [training for training, _ in splits]
         self._shift = self._scale = None
         if self.dataset.standardise:
-            fitted = [_standardisation(samples.features[training]) for training in self._training]
+            fitted = [_standardisation(features[training]) for training in self._training]
             self._shift, self._scale = (
                 torch.from_numpy(np.stack(part))[:, None].to(self.device, self.dtype)
                 for part in zip(*fitted, strict=True)
@@ -531,8 +533,14 @@ class Simulation:
         Written to `memory [r, s, features]` if given: the system's fresh pages cost as much as the copy.
         """
         if memory is None:
-            memory = self._features.new_empty((*index.shape, self._features.shape[1]))
-        torch.index_select(self._features, 0, index.view(-1), out=memory.view(-1, memory.shape[-1]))
+            memory = self._zeros(*index.shape, self._features.shape[1])
+        rows, index = memory.view(-1, memory.shape[-1]), index.view(-1)
+        if self._features.dtype == self.dtype:
+            torch.index_select(self._features, 0, index, out=rows)
+        else:
+            for some, numbers in zip(rows.split(SAMPLES_AT_ONCE), index.split(SAMPLES_AT_ONCE), strict=True):
+                pixels = torch.index_select(self._features, 0, numbers, out=self._pixels[: len(numbers)])
+                torch.div(pixels, datasets.LEVELS, out=some)
         if self._shift is not None and self._scale is not None:
             everyone = replicas is None
             memory.sub_(self._shift if everyone else self._shift[replicas])
@@ -562,6 +570,9 @@ class Simulation:
             (self._stacked([weight for weight, _ in layer]), self._stacked([bias for _, bias in layer]))
             for layer in zip(*starts, strict=True)
         ]
+
+    def _zeros(self, *shape: int) -> Tensor:
+        return torch.zeros(shape, dtype=self.dtype, device=self.device)
 
     def _stacked(self, arrays: list[np.ndarray]) -> Tensor:
         return torch.from_numpy(np.stack(arrays)).to(self.device, self.dtype)
@@ -633,21 +644,21 @@ class Simulation:
             for index in torch.from_numpy(np.stack(drawn)).to(self.device).split(SAMPLES_AT_ONCE, 1):
                 fits = self._estimate is not None and self._estimate.shape[:2] == index.shape
                 self._estimate = self._samples(index.contiguous(), replicas, self._estimate if fits else None)
-                yield self._estimate, self._labels[index], self._features.new_full(index.shape, 1 / samples)
+                yield self._estimate, self._labels[index], self._zeros(*index.shape) + 1 / samples
             return
         x, labels, shares = self._folds
-        blocks = zip(*(part.split(SAMPLES_AT_ONCE, 1) for part in (x, labels, shares)), strict=True)
-        for some, of_some, share in blocks:
-            if len(replicas) < self.replicas:
-                some, of_some, share = some[replicas], of_some[replicas], share[replicas]
-            yield some, of_some, share
+        for block in torch.arange(labels.shape[1], device=self.device).split(SAMPLES_AT_ONCE):
+            part = slice(int(block[0]), int(block[-1]) + 1)
+            some = self._samples(block[None]).expand(self.replicas, -1, -1) if x is None else x[:, part]
+            of_all = some, labels[:, part], shares[:, part]
+            yield of_all if len(replicas) == self.replicas else tuple(each[replicas] for each in of_all)  # type: ignore[misc]
 
     @cached_property
-    def _folds(self) -> tuple[Tensor, Tensor, Tensor]:
+    def _folds(self) -> tuple[Tensor | None, Tensor, Tensor]:
         """Every replica's whole training fold: samples [R, N, features], labels [R, N], shares [R, N].
 
         Where a fold is standardised, it is a small copy. Otherwise the whole data set stands for it, without being
-        copied, and the samples outside the fold have share 0.
+        copied (None), and the samples outside the fold have share 0.
         """
         if self.dataset.standardise:
             longest = max(len(training) for training in self._training)
@@ -658,17 +669,17 @@ class Simulation:
             for row, training in zip(shares, self._training, strict=True):
                 row[: len(training)] = 1 / len(training)
             return x, labels, shares
-        shares = self._features.new_zeros((self.replicas, len(self._labels)))
+        shares = self._zeros(self.replicas, len(self._labels))
         for row, training in zip(shares, self._training, strict=True):
             row[torch.from_numpy(training).to(self.device)] = 1 / len(training)
-        return self._features.expand(self.replicas, -1, -1), self._labels.expand(self.replicas, -1), shares
+        return None, self._labels.expand(self.replicas, -1), shares
 
     def _wrong_model(self) -> Tensor:
         """The parameters [R, d] of the same model, trained to answer the class after the right one."""
         if self._target is None:
             parameters = self._initial_parameters("wrong model")
             generators = [np.random.default_rng(stream(seed, "wrong model's batches")) for seed in self.seeds]
-            ones = self._features.new_ones((self.replicas, 1))
+            ones = self._zeros(self.replicas, 1) + 1
             for _ in range(WRONG_MODEL_ROUNDS):
                 drawn = [
                     training[rng.integers(len(training), size=WRONG_MODEL_BATCH)]

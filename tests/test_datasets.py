@@ -22,6 +22,7 @@ def test_spambase():
     samples = datasets.load("spambase")
     assert samples.features.shape == (4601, 57) and samples.features.dtype == np.float32
     assert samples.labels.shape == (4601,) and samples.labels.sum() == 1813
+    assert samples.as_floats() is samples.features
     assert samples.features[0, 1] == np.float32(0.64) and samples.features[0, -1] == 278
     assert np.isfinite(samples.features).all()
 
@@ -29,8 +30,10 @@ def test_spambase():
 @HAVE_MNIST
 def test_mnist():
     samples = datasets.load("mnist")
-    assert samples.features.shape == (60_000, 784) and samples.features.dtype == np.float32
-    assert samples.features.min() == 0 and samples.features.max() == 1
+    assert samples.features.shape == (60_000, 784) and samples.features.dtype == np.uint8
+    floats = samples.as_floats()
+    assert floats.dtype == np.float32 and floats.min() == 0 and floats.max() == 1
+    assert np.array_equal(floats, (samples.features / 255).astype(np.float32)), "the nearest numbers"
     assert np.bincount(samples.labels).tolist() == [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
     assert samples.labels[:5].tolist() == [5, 0, 4, 1, 9]
 

@@ -3,6 +3,7 @@
 import itertools
 import subprocess
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
@@ -125,13 +126,13 @@ def test_nothing_is_read_behind_the_last_number(dtype):
                 for width in (1, 7, 8, 9, 17):
                     at_end, zeros = readable[-rows * width:].view(1, rows, width), torch.zeros(1, 20, 20)
                     x, y, others = zeros[:, :rows, :rows], zeros[:, :rows, :9], torch.ones(1, 20, 20)
-                    assert kernels.add_sparse_products(at_end.zero_(), y, others[:, :9, :width]).all()
-                    assert kernels.add_sparse_products(torch.ones(1, rows, width), x, at_end).all()
-                    assert kernels.add_sparse_outer_sums(at_end, x, others[:, :rows, :width], 1.0).all()
-                    assert kernels.add_sparse_outer_sums(torch.ones(1, 9, width), y, at_end, 1.0).all()
+                    assert kernels.sparse_products(at_end.zero_(), y, others[:, :9, :width]).all()
+                    assert kernels.sparse_products(torch.ones(1, rows, width), x, at_end).all()
+                    assert kernels.sparse_outer_sums(at_end, x, others[:, :rows, :width], 1.0).all()
+                    assert kernels.sparse_outer_sums(torch.ones(1, 9, width), y, at_end, 1.0).all()
                     at_end[0, -1, -1] = rows * width > 2
-                    assert kernels.add_sparse_products(torch.ones(1, rows, 9), at_end, others[:, :width, :9]).all()
-                    assert kernels.add_sparse_outer_sums(torch.ones(1, width, 9), at_end, y, 1.0).all()
+                    assert kernels.sparse_products(torch.ones(1, rows, 9), at_end, others[:, :width, :9]).all()
+                    assert kernels.sparse_outer_sums(torch.ones(1, width, 9), at_end, y, 1.0).all()
     """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"exit {done.returncode}: {done.stderr}"
@@ -229,24 +230,25 @@ def test_sparse_products(replicas, rows, width, columns, seed, sliced):
     x[:, :, 1:] *= (x[:, :, 1:] != 0).float().mean() < 0.3  # so that few numbers are sparse, too
     weight = drawn(replicas * width, columns, torch.float32, seed).view(replicas, width, columns)
     delta = drawn(replicas * rows, columns, torch.float32, seed).view(replicas, rows, columns)
-    for add, other, at_first, exact in (
-        (kernels.add_sparse_products, weight, torch.ones(replicas, rows, columns), lambda a, b: a @ b),
-        (lambda *of: kernels.add_sparse_outer_sums(*of, -0.5), delta, torch.ones(replicas, width, columns),
-         lambda a, b: -0.5 * (a.mT @ b)),
-    ):  # fmt: skip
+    forward, backward = torch.full((replicas, rows, columns), 7.0), torch.full((replicas, width, columns), 7.0)
+    for write, other, at_first, factor, exact in (
+        (kernels.sparse_products, weight, forward, 0, lambda a, b: a @ b),
+        (kernels.sparse_outer_sums, delta, backward, 0, lambda a, b: a.mT @ b),
+        (partial(kernels.sparse_outer_sums, scale=-0.5, add=True), delta, backward, 1, lambda a, b: -0.5 * (a.mT @ b)),
+    ):
         out = at_first.clone()
-        assume(add(out, x, other).all())
-        expected = at_first + exact(x.double(), other.double())
-        size = at_first + exact(x.abs().double(), other.abs().double()).abs()
+        assume(write(out, x, other).all())
+        expected = factor * at_first + exact(x.double(), other.double())
+        size = factor * at_first + exact(x.abs().double(), other.abs().double()).abs()
         assert bool(((out - expected).abs() <= (width + rows) * UNIT * size).all())
         for replica in range(replicas):
             alone = at_first[:1].clone()
-            add(alone, x[replica : replica + 1].clone(), other[replica : replica + 1].clone())
+            write(alone, x[replica : replica + 1].clone(), other[replica : replica + 1].clone())
             assert alone.numpy().tobytes() == out[replica].numpy().tobytes()
     alone = torch.ones(replicas, 1, columns)
-    if kernels.add_sparse_products(alone, x[:, -1:], weight).all():
+    if kernels.sparse_products(alone, x[:, -1:], weight).all():
         out = torch.ones(replicas, rows, columns)
-        kernels.add_sparse_products(out, x, weight)
+        kernels.sparse_products(out, x, weight)
         assert torch.equal(alone, out[:, -1:])
 
 
@@ -260,12 +262,12 @@ def test_what_is_not_sparse_or_not_finite_is_left():
     delta[2, 199, 210] = torch.nan
     delta[3, 0, 0] = torch.inf
     out, sums = torch.zeros(5, 200, 211), torch.ones(5, 300, 211)
-    assert kernels.add_sparse_products(out, x, weight).tolist() == [True, False, False, False, True]
-    assert kernels.add_sparse_outer_sums(sums, x, delta, 1.0).tolist() == [True, False, False, False, True]
+    assert kernels.sparse_products(out, x, weight).tolist() == [True, False, False, False, True]
+    assert kernels.sparse_outer_sums(sums, x, delta, add=True).tolist() == [True, False, False, False, True]
     assert bool((sums[1:4] == 1).all()), "as before"
     assert torch.allclose(out[4], x[4] @ weight[4], atol=1e-4) and torch.allclose(sums[4], 1 + x[4].mT @ delta[4], atol=1e-4)
     x[4, 0, 0], x[4, 1, 1] = torch.nan, torch.inf
     out.zero_(), sums.fill_(1)
-    assert kernels.add_sparse_products(out, x, weight)[4] and kernels.add_sparse_outer_sums(sums, x, delta, 1.0)[4]
+    assert kernels.sparse_products(out, x, weight)[4] and kernels.sparse_outer_sums(sums, x, delta, add=True)[4]
     assert torch.equal(out[4].isnan(), (x[4] @ weight[4]).isnan()), "what is not zero is multiplied"
     assert torch.equal(sums[4].isfinite(), (x[4].mT @ delta[4]).isfinite())
