@@ -27,15 +27,10 @@ Branch = Literal["samples", "gradients"]
 
 # Numbers of a layer's gradients that are formed at a time: a CPU's cache should hold them.
 FORMED_AT_ONCE = {"cpu": 400_000, "cuda": 2**28}
-# Rows that meet all later ones in one matrix product, where `krum.kernels` has no way to take half of it: fewer waste
-# less on the symmetric half, more fill the processor.
+# Rows that meet all later ones in one matrix product: fewer waste less on the symmetric half, more fill the processor.
 PAIRED_AT_ONCE = 100
-# Numbers of a row from which on `krum.kernels` multiplies a few rows faster than MKL, for half of the pairs are enough.
-LONG_ROWS = 4096
 # What it costs to write and read a formed number, in multiply-adds; narrower gradients cost as much as these columns.
 PER_FORMED, NARROWEST = 25, 5
-# What a pair costs `krum.kernels` beside its products, in multiply-adds, and how long one takes against a formed one's.
-PER_PAIR, COMPILED = 230, 0.6
 
 
 @dataclass(frozen=True)
@@ -73,7 +68,11 @@ class WorkerGradients:
         gram = self.inputs[0].new_zeros((self.inputs[0].shape[0], h, h), dtype=torch.float64)
         for x, delta in zip(self.inputs, self.deltas, strict=True):
             rows = x.shape[1] // h
-            if (self.branch or cheaper_branch(h, rows, x.shape[-1], delta.shape[-1], self._halved)) == "samples":
+            if self._compiled:
+                from krum import kernels
+
+                kernels.add_inner_products(gram, x.contiguous(), delta.contiguous(), self.branch)
+            elif (self.branch or cheaper_branch(h, rows, x.shape[-1], delta.shape[-1])) == "samples":
                 by_samples.setdefault(rows, []).append((x, delta))
             else:
                 self._add_products_of_formed(gram, x, delta)
@@ -83,19 +82,13 @@ class WorkerGradients:
         return (upper + upper.triu(1).mT).div_(self.batch_size**2)
 
     @property
-    def _halved(self) -> bool:
-        """`krum.kernels` takes exactly half of the pairs."""
+    def _compiled(self) -> bool:
+        """`krum.kernels` has a way, which takes exactly half of the pairs."""
         return self.like.device.type == "cpu" and self.like.dtype == torch.float32
 
     def _add_sums_over_pairs(self, gram: Tensor, rows: int, layers: list[tuple[Tensor, Tensor]]) -> None:
         """Add sums over pairs of rows to the upper triangle, block by block of workers, without the blocks below."""
         replicas, h = gram.shape[:2]
-        if self._halved:
-            from krum import kernels
-
-            for x, delta in layers:
-                kernels.add_sums_over_pairs(gram, x.contiguous(), delta.contiguous())
-            return
         at_once = workers_at_once(rows)
         for first in range(0, h, at_once):
             last = min(first + at_once, h)
@@ -119,16 +112,8 @@ class WorkerGradients:
             products = product(of_bias, of_bias.mT).double()
             for piece in some.split(columns, -1):
                 formed = outer_sums(self._by_worker(piece), self._by_worker(of_some)).unflatten(0, (-1, h)).flatten(2)
-                products += self._products_of(formed)
+                products += product(formed, formed.mT)
             part += products
-
-    def _products_of(self, formed: Tensor) -> Tensor:
-        """Inner products of a few numbers of explicit gradients `[r, h, k]`: [r, h, h] float64."""
-        if not self._halved or formed.shape[-1] < LONG_ROWS:
-            return product(formed, formed.mT).double()
-        from krum import kernels
-
-        return torch.stack([kernels.products([vectors])[0] for vectors in formed])
 
     def weighted(self, weights: Tensor, common: bool = False) -> list["Part"]:
         """`sum_i w_i G_i` for `weights [R, h]`, in groups of replicas and as two factors per layer.
@@ -279,17 +264,13 @@ def worker_gradients(
     return WorkerGradients(inputs, deltas, workers, samples.shape[1] // workers, branch)
 
 
-def cheaper_branch(workers: int, rows: int, fan_in: int, fan_out: int, halved: bool = False) -> Branch:
+def cheaper_branch(workers: int, rows: int, fan_in: int, fan_out: int) -> Branch:
     """The cheaper way to a layer's Gram matrix, by its multiply-adds: over pairs of rows, or formed gradients.
 
-    `rows` is what each worker has in the layer: its samples, times the positions of a convolution. `halved` says that
-    no more than half of the pairs are taken, instead of blocks of workers.
+    `rows` is what each worker has in the layer: its samples, times the positions of a convolution.
     """
     every = workers * rows
-    if halved:
-        over_pairs = COMPILED * every * (every + 1) / 2 * (fan_in + fan_out + PER_PAIR)
-    else:
-        over_pairs = every * (every + min(workers, workers_at_once(rows)) * rows) / 2 * (fan_in + fan_out)
+    over_pairs = every * (every + min(workers, workers_at_once(rows)) * rows) / 2 * (fan_in + fan_out)
     formed = (every + workers**2 + PER_FORMED * workers) * fan_in * max(fan_out, NARROWEST)
     return "samples" if over_pairs <= formed else "gradients"
 

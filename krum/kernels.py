@@ -6,7 +6,7 @@ half of a symmetric matrix is computed, and chunks of columns are short enough f
 
 - `products`: inner products of float32, float16 or bfloat16 vectors. Products and sums are float32, in LANES sums side
   by side over one chunk, which are added up in float64.
-- `add_sums_over_pairs`: what a layer adds to the inner products of gradients, from its inputs and derivatives.
+- `add_inner_products`: what a layer adds to those of the workers' gradients, from its inputs and derivatives.
 - `squared_differences`: `||V_i - V_j||^2` in float64 from the differences, which cancel nothing.
 - `weighted_sum`: a rule's combination of the rows, in float64.
 - `sparse_products`, `sparse_outer_sums`: matrix products that leave out the many zeros of one factor.
@@ -16,7 +16,7 @@ two rows give the same bits.
 """
 
 import ctypes
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache, partial
@@ -42,10 +42,14 @@ BLOCK = 96  # rows that meet others while they are in the cache
 SPAN_WORK, SPANS = 2**22, 16  # multiply-adds in a span at least, and spans at most
 READ = 2**18  # numbers of a weighted sum that one thread reads at least
 ADDED = 2**12  # columns of a weighted sum at a time
+# What a pair of samples costs beside its products, in multiply-adds; and what a multiply-add costs that forms gradients,
+# and one of their inner products, against one of pairs.
+PER_PAIR, PER_FORMED, PER_TILED = 230, 2.1, 1.9
 DENSEST = 0.35  # share of numbers other than zero up to which leaving out zeros is faster
 MARKED = 64  # numbers whose zeros one integer tells from others
 MARKED_DOWN = 16  # columns of which that is found out at a time
 SIDE = 13 * LANES  # columns of a product that stay in registers
+NARROW = 32  # columns of a factor that is not taken in vectors
 MET = 128  # rows that meet all of a sparse product's other factor while they are in the cache
 
 # How numba sees the numbers: it has no bfloat16, and its float16 is not for CPUs.
@@ -119,15 +123,35 @@ def weighted_sum(weights: Sequence[float], part: Part, result: Tensor) -> None:
         list(_in_threads(partial(_add_up, addresses, factors, like, into), cuts, spans))
 
 
-def add_sums_over_pairs(gram: Tensor, x: Tensor, delta: Tensor) -> None:
+def add_inner_products(gram: Tensor, x: Tensor, delta: Tensor, branch: str | None = None) -> None:
     """Add `sum_{s in i, t in j} (x_s . x_t + 1) (delta_s . delta_t)` to the upper triangles of `gram [R, h, h]`.
 
     `x [R, S, in]` and `delta [R, S, out]` are contiguous float32 on the CPU, S / h rows of each worker after the
-    other's; gram is float64. Every replica has the bytes that it has alone.
+    other's; gram is float64. Each replica takes the branch that costs less, over pairs of "samples" or of the workers'
+    "gradients", formed a few columns at a time, or the one given. Every replica has the bytes that it has alone.
     """
-    replicas, total, _ = x.shape
-    where = [(part.data_ptr(), 4 * part.stride(0), 4 * part.stride(1), part.shape[2]) for part in (x, delta)]
-    _add_pairs(*where, replicas, total, total // gram.shape[1], np.empty(0, np.float32), np.float32(0), gram.numpy())
+    workers, (replicas, rows, fan_in), fan_out = gram.shape[1], x.shape, delta.shape[-1]
+    places = [(part.data_ptr(), 4 * part.stride(0), 4 * part.stride(1), part.shape[2]) for part in (x, delta)]
+    tiles = -(-workers // TILE)
+    over_pairs = rows * (rows + 1) / 2 * (fan_in + fan_out + PER_PAIR)
+    # The share of numbers other than zero from which on forming is no longer cheaper.
+    most = (over_pairs / (fan_in * fan_out) - PER_TILED * tiles * (tiles + 1) / 2 * TILE**2) / (PER_FORMED * rows)
+    forming = np.full(replicas, most >= 1 if branch is None else branch == "gradients")
+    if branch is None and 0 < most < 1 and fan_out >= NARROW:
+        _choose(places[0], replicas, rows, most, forming)
+    like, zero = np.empty(0, np.float32), np.float32(0)
+    if not forming.all():
+        _add_pairs(*places, rows, rows // workers, forming, like, zero, gram.numpy())
+    if forming.any():
+        one = np.ones(1, np.float32)
+        of_bias = ((one.ctypes.data, 0, 0, 1), places[1], delta)
+        of_weight = (places[0], places[1], delta) if fan_out >= NARROW else (places[1], places[0], x)
+        for in_turn, (begin, *more), vectors in (of_weight, of_bias):
+            finite = vectors.sum((1, 2)).isfinite().numpy()
+            for first, count, in_lanes in _column_blocks(vectors.shape[2]):
+                some = (begin + 4 * first, *more)
+                rest = (finite, forming, rows // workers, count, in_lanes, like, zero, gram.numpy())
+                _add_products_of_formed(in_turn, some, *rest)
 
 
 def sparse_products(out: Tensor, x: Tensor, weight: Tensor) -> np.ndarray:
@@ -149,19 +173,23 @@ def sparse_outer_sums(out: Tensor, x: Tensor, delta: Tensor, scale: float = 1.0,
     return _sparse(_sparse_outer_sums, finite, out, x, delta, np.float32(scale), add)
 
 
+def _column_blocks(columns: int) -> Iterator[tuple[int, int, tuple[int, ...]]]:
+    """Blocks of about the same width that stay in registers: the first column, their number, and one 0 a vector."""
+    vectors = -(-columns // LANES)
+    at_once = LANES * -(-vectors // -(-columns // SIDE))
+    for first in range(0, columns, at_once):
+        count = min(at_once, columns - first)
+        yield first, count, (0,) * -(-count // LANES)  # its length is known when a function is compiled
+
+
 def _sparse(
     add: Callable, done: np.ndarray, out: Tensor, x: Tensor, other: Tensor, *more: Any
 ) -> np.ndarray:
     """Call a compiled function for each block of `out`'s columns, and for the replicas that are not yet given up."""
     replicas, rows, width = x.shape
-    columns = other.shape[-1]
-    vectors = -(-columns // LANES)
-    at_once = LANES * -(-vectors // -(-columns // SIDE))  # blocks of about the same width
-    for first in range(0, columns, at_once):
-        count = min(at_once, columns - first)
+    for first, count, in_lanes in _column_blocks(other.shape[-1]):
         places = [(part.data_ptr(), 4 * part.stride(0), 4 * part.stride(1)) for part in (x, other, out)]
         places[1:] = [(begin + 4 * first, *steps) for begin, *steps in places[1:]]
-        in_lanes = (0,) * -(-count // LANES)  # known when the function is compiled
         add(*places, replicas, rows, width, count, *more, in_lanes, done)
     return done
 
@@ -553,11 +581,16 @@ def _begin_rows(begin, of_row, rows, padded):
 
 
 @_compiled
-def _add_pairs(x, delta, replicas, total, rows, like, zero, gram):
-    """Add the sums over pairs of rows, `rows` of each worker, in all replicas; x and delta: begin, steps and width."""
+def _add_pairs(x, delta, total, rows, forming, like, zero, gram):
+    """Add the sums over pairs of rows, `rows` of each worker, where gradients are not formed.
+
+    Of x and delta: begin, bytes from replica to replica and from row to row, and width.
+    """
     padded = (total + TILE - 1) // TILE * TILE
     of_x, of_delta = np.empty((padded, padded)), np.empty((padded, padded))
-    for replica in range(replicas):
+    for replica in range(len(gram)):
+        if forming[replica]:
+            continue
         for (begin, of_replica, of_row, width), products in ((x, of_x), (delta, of_delta)):
             products[:] = 0
             addresses = _begin_rows(begin + replica * of_replica, of_row, total, padded)
@@ -772,24 +805,82 @@ def _sparse_products(x, weight, out, replicas, rows, width, columns, in_lanes, d
 
 
 @_compiled
+def _choose(x, replicas, rows, most, forming):
+    """Gradients are formed where at most this share of x's first rows is not zero."""
+    across = (x[3] + MARKED - 1) // MARKED
+    for replica in range(replicas):
+        seen, first = 0, min(rows, MARKED)
+        for s in range(first):
+            for k in range(across):
+                here = x[0] + replica * x[1] + s * x[2] + 4 * MARKED * k
+                seen += _count(_marks_across(here, min(MARKED, x[3] - MARKED * k)))
+        forming[replica] = seen <= most * first * x[3]
+
+
+@_compiled
+def _outer_sums(x, x_step, delta, delta_step, rows, count, every, marks, out, out_step, last, scale, add, in_lanes):
+    """Write `scale x^T delta` of at most MARKED rows and MARKED_DOWN columns of x; zeros are left out, or not."""
+    _marks_down(x, x_step, rows, count, marks.ctypes.data)
+    for k in range(count):
+        marked = ((-1 if rows == MARKED else (1 << rows) - 1)) if every else marks[k]
+        if marked or not add:
+            _sum_marked(marked, x + 4 * k, x_step, delta, delta_step, out + k * out_step, last, scale, add, in_lanes)
+
+
+@_compiled
 def _sparse_outer_sums(x, delta, out, replicas, rows, width, columns, scale, add, in_lanes, done):
     """Of x, delta and out: begin, and bytes from replica to replica and from row to row."""
-    marks = np.empty(width + MARKED_DOWN, np.int64)
+    marks = np.empty(MARKED_DOWN, np.int64)
     last = columns - LANES * (len(in_lanes) - 1)
     for replica in range(replicas):
         of_x, of_delta, of_out = x[0] + replica * x[1], delta[0] + replica * delta[1], out[0] + replica * out[1]
-        for top in range(0, rows, MARKED):
-            some, count, seen = of_delta + top * delta[2], min(MARKED, rows - top), 0
-            for k in range(0, width, MARKED_DOWN):
-                to_marks = marks[k:].ctypes.data
-                _marks_down(of_x + top * x[2] + 4 * k, x[2], count, min(MARKED_DOWN, width - k), to_marks)
-            for k in range(width):
-                seen += _count(marks[k])
-            done[replica] &= top > 0 or seen <= DENSEST * count * width
-            if not done[replica]:
-                break
-            more = add or top > 0
-            for k in range(width):
-                if marks[k] or not more:
+        first, seen = min(MARKED, rows), 0
+        for k in range(0, width, MARKED_DOWN):
+            _marks_down(of_x + 4 * k, x[2], first, min(MARKED_DOWN, width - k), marks.ctypes.data)
+            for j in range(min(MARKED_DOWN, width - k)):
+                seen += _count(marks[j])
+        done[replica] &= seen <= DENSEST * first * width
+        if done[replica]:
+            for top in range(0, rows, MARKED):
+                some, count, more = of_delta + top * delta[2], min(MARKED, rows - top), add or top > 0
+                for k in range(0, width, MARKED_DOWN):
                     from_x, to_out = of_x + top * x[2] + 4 * k, of_out + k * out[2]
-                    _sum_marked(marks[k], from_x, x[2], some, delta[2], to_out, last, scale, more, in_lanes)
+                    at_once = min(MARKED_DOWN, width - k)
+                    _outer_sums(
+                        from_x, x[2], some, delta[2], count, at_once, False, marks, to_out, out[2], last, scale, more,
+                        in_lanes,
+                    )  # fmt: skip
+
+
+@_compiled
+def _add_products_of_formed(x, delta, finite, forming, rows, columns, in_lanes, like, zero, gram):
+    """Add the inner products of all workers' `x^T delta` where `forming`, without zeros of x where delta is finite.
+
+    Of x and delta: begin, bytes from replica to replica and from row to row, and width.
+    """
+    workers, width = gram.shape[1], x[3]
+    marks = np.empty(MARKED_DOWN, np.int64)
+    last = columns - LANES * (len(in_lanes) - 1)
+    padded = (workers + TILE - 1) // TILE * TILE
+    formed, products = np.empty((workers, MARKED_DOWN * columns), np.float32), np.empty((padded, padded))
+    addresses = _begin_rows(formed.ctypes.data, 4 * MARKED_DOWN * columns, workers, padded)[0]
+    for replica in range(len(gram)):
+        if not forming[replica]:
+            continue
+        products[:] = 0
+        for k in range(0, width, MARKED_DOWN):
+            count = min(MARKED_DOWN, width - k)
+            for worker in range(workers):
+                out = formed[worker].ctypes.data
+                for done in range(0, rows, MARKED):
+                    top, at_once = worker * rows + done, min(MARKED, rows - done)
+                    from_x = x[0] + replica * x[1] + top * x[2] + 4 * k
+                    of_delta = delta[0] + replica * delta[1] + top * delta[2]
+                    _outer_sums(
+                        from_x, x[2], of_delta, delta[2], at_once, count, not finite[replica], marks,
+                        out, 4 * columns, last, np.float32(1), done > 0, in_lanes,
+                    )  # fmt: skip
+            _over_tiles(addresses, addresses, True, 0, count * columns, like, zero, products)
+        for i in range(workers):
+            for j in range(i, workers):
+                gram[replica, i, j] += products[i, j]

@@ -177,30 +177,51 @@ def test_threads_of_our_own_where_torchs_cannot_be_had(monkeypatch):
     assert torch.equal(kernels.squared_differences([vectors]), expected)
 
 
-@settings(max_examples=60)
+@settings(max_examples=150, deadline=None)
 @given(
-    sizes=st.tuples(*[st.integers(1, top) for top in (4, 9, 7, 30, 12)]),
+    sizes=st.tuples(*[st.integers(1, top) for top in (4, 9, 7, 30, 12)])
+    | st.tuples(st.just(2), st.integers(1, 5), st.sampled_from([1, 40, 65, 130]), st.just(17), st.sampled_from([32, 105])),
     seed=st.integers(0, 999),
-    spoiled=st.booleans(),
+    sparse=st.booleans(),
+    spoiled=st.sampled_from([None, torch.nan, torch.inf]),
+    branch=st.sampled_from([None, "samples", "gradients"]),
 )
-def test_sums_over_pairs(sizes, seed, spoiled):
+def test_inner_products(sizes, seed, sparse, spoiled, branch):
     """Every pair of rows in float64; a replica alone, and beside one that is not finite."""
     replicas, workers, rows, fan_in, fan_out = sizes
     generator = torch.Generator().manual_seed(seed)
     x, delta = (torch.randn(replicas, workers * rows, width, generator=generator) for width in (fan_in, fan_out))
-    if spoiled:
-        delta[-1, 0] = torch.nan
+    if sparse:
+        x *= torch.rand(x.shape, generator=generator) < 0.2
+    if spoiled is not None:
+        delta[-1, 0] = spoiled
     gram = torch.ones(replicas, workers, workers, dtype=torch.float64)
-    kernels.add_sums_over_pairs(gram, x, delta)
+    kernels.add_inner_products(gram, x, delta, branch)
     pairs = (x.double() @ x.double().mT + 1) * (delta.double() @ delta.double().mT)
     expected = 1 + pairs.view(replicas, workers, rows, workers, rows).sum((2, 4))
-    size = (x.norm(dim=-1).square() + 1).amax() * delta.nan_to_num().norm(dim=-1).square().amax() * rows**2
+    size = (x.norm(dim=-1).square() + 1).amax() * delta.nan_to_num(0, 0, 0).norm(dim=-1).square().amax() * rows**2
     close = (gram - expected).abs() <= 1e-5 * size.double() + 1e-12
-    assert bool((close | expected.isnan()).triu()[~torch.ones(workers, workers).tril(-1).bool().expand_as(close)].all())
+    upper = torch.ones(workers, workers).triu().bool().expand_as(close)
+    assert bool((close | ~expected.isfinite())[upper].all())
+    assert torch.equal(gram[upper].isfinite(), expected[upper].isfinite()), "zero times infinity is a NaN"
     for replica in range(replicas):
         alone = torch.ones(1, workers, workers, dtype=torch.float64)
-        kernels.add_sums_over_pairs(alone, x[replica : replica + 1].clone(), delta[replica : replica + 1].clone())
+        of_replica = (part[replica : replica + 1].clone() for part in (x, delta))
+        kernels.add_inner_products(alone, *of_replica, branch)
         assert alone[0].numpy().tobytes() == gram[replica].numpy().tobytes()
+
+
+@pytest.mark.parametrize(("workers", "batch_size", "share", "expected"), [
+    (14, 3, 0.2, "samples"), (14, 3, 1, "samples"), (20, 20, 0.2, "gradients"), (14, 100, 1, "gradients")
+])  # fmt: skip
+def test_the_branch_follows_the_zeros(workers, batch_size, share, expected):
+    """Each replica's own zeros decide; here the same bytes as with that branch given."""
+    x, delta = mostly_zeros(2, workers * batch_size, 784, share=share), drawn(2 * workers * batch_size, 100, torch.float32)
+    delta = delta.view(2, -1, 100)
+    chosen, given_ = (torch.zeros(2, workers, workers, dtype=torch.float64) for _ in range(2))
+    kernels.add_inner_products(chosen, x, delta)
+    kernels.add_inner_products(given_, x, delta, expected)
+    assert torch.equal(chosen, given_)
 
 
 def mostly_zeros(replicas, rows, width, seed=0, share=0.2):
