@@ -42,8 +42,8 @@ BLOCK = 96  # rows that meet others while they are in the cache
 SPAN_WORK, SPANS = 2**22, 16  # multiply-adds in a span at least, and spans at most
 READ = 2**18  # numbers of a weighted sum that one thread reads at least
 ADDED = 2**12  # columns of a weighted sum at a time
-# What a pair of samples costs beside its products, in multiply-adds; and what a multiply-add costs that forms gradients,
-# and one of their inner products, against one of pairs.
+# What a pair of samples costs beside its products, in multiply-adds; and, against one of these, what a multiply-add costs
+# that forms gradients, and one of their inner products.
 PER_PAIR, PER_FORMED, PER_TILED = 230, 2.1, 1.9
 DENSEST = 0.35  # share of numbers other than zero up to which leaving out zeros is faster
 MARKED = 64  # numbers whose zeros one integer tells from others
@@ -182,15 +182,13 @@ def _column_blocks(columns: int) -> Iterator[tuple[int, int, tuple[int, ...]]]:
         yield first, count, (0,) * -(-count // LANES)  # its length is known when a function is compiled
 
 
-def _sparse(
-    add: Callable, done: np.ndarray, out: Tensor, x: Tensor, other: Tensor, *more: Any
-) -> np.ndarray:
+def _sparse(add: Callable, done: np.ndarray, out: Tensor, x: Tensor, other: Tensor, *rest: Any) -> np.ndarray:
     """Call a compiled function for each block of `out`'s columns, and for the replicas that are not yet given up."""
     replicas, rows, width = x.shape
     for first, count, in_lanes in _column_blocks(other.shape[-1]):
-        places = [(part.data_ptr(), 4 * part.stride(0), 4 * part.stride(1)) for part in (x, other, out)]
-        places[1:] = [(begin + 4 * first, *steps) for begin, *steps in places[1:]]
-        add(*places, replicas, rows, width, count, *more, in_lanes, done)
+        parts = ((x, 0), (other, 4 * first), (out, 4 * first))
+        places = [(part.data_ptr() + more, 4 * part.stride(0), 4 * part.stride(1)) for part, more in parts]
+        add(*places, replicas, rows, width, count, *rest, in_lanes, done)
     return done
 
 
@@ -679,7 +677,9 @@ def _marks_down(typing, address, step, rows, count, out):
         grown = builder.or_(marks, builder.select(other, bit, zeros))
         further = builder.add(row, ir.Constant(LONG_INT, 1))
         for so_far, at_first, then in (
-            (row, ir.Constant(LONG_INT, 0), further), (bit, ones, builder.shl(bit, ones)), (marks, zeros, grown)
+            (row, ir.Constant(LONG_INT, 0), further),
+            (bit, ones, builder.shl(bit, ones)),
+            (marks, zeros, grown),
         ):
             so_far.add_incoming(at_first, before)
             so_far.add_incoming(then, loop)
@@ -703,7 +703,8 @@ def _count(typing, marks):
 def _sum_marked(typing, marks, x, x_step, rows, row_step, out, last, scale, add, in_lanes):
     """Write `scale sum_k x_k row_k` over the marked k to `out`, with `x_step` and `row_step` bytes from k to k + 1.
 
-    With `add`, to what is there. A row has as many vectors of LANES numbers as `in_lanes` is long, and `last` numbers in the last of them.
+    With `add`, it is added to what is there. A row has as many vectors of LANES numbers as `in_lanes` is long, and `last`
+    numbers in the last of them.
     """
 
     def generate(context, builder, signature, arguments):
@@ -822,7 +823,7 @@ def _outer_sums(x, x_step, delta, delta_step, rows, count, every, marks, out, ou
     """Write `scale x^T delta` of at most MARKED rows and MARKED_DOWN columns of x; zeros are left out, or not."""
     _marks_down(x, x_step, rows, count, marks.ctypes.data)
     for k in range(count):
-        marked = ((-1 if rows == MARKED else (1 << rows) - 1)) if every else marks[k]
+        marked = (-1 if rows == MARKED else (1 << rows) - 1) if every else marks[k]
         if marked or not add:
             _sum_marked(marked, x + 4 * k, x_step, delta, delta_step, out + k * out_step, last, scale, add, in_lanes)
 

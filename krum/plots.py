@@ -406,9 +406,9 @@ def sweep(rows: pd.DataFrame, experiment: Mapping[str, Any]) -> Figure:
             _panel(axes, title, bottom=None if chosen.get("log") else 0)
             if quantity != quantities[-1] and not chosen.get("crossing"):  # the same lines again
                 axes.legend().remove()
-        highest = final.groupby("cell")[quantity].mean().max()
-        if not chosen.get("log") and np.isfinite(highest):
-            panels[0].set_ylim(0, 1.08 * highest)
+        top = _top(final.groupby("cell")[quantity])
+        if not chosen.get("log") and np.isfinite(top):
+            panels[0].set_ylim(0, top)
     return figure
 
 
@@ -730,6 +730,14 @@ def _curve(
     )
     if not dashed:
         axes.fill_between(points.index, points["low"], points["high"], color=colour, alpha=0.18, linewidth=0)
+
+
+def _top(groups: Any) -> float:
+    """Above the means and the bands of all groups, unless a band reaches so high that nothing else could be told."""
+    highest = groups.mean().max()
+    bands = [statistics.band(values.dropna().to_numpy()) for _, values in groups if values.notna().any()]
+    reach = max((float(high) for _, _, high in bands if np.isfinite(high)), default=highest)
+    return 1.08 * max(highest, min(reach, 1.5 * highest))
 
 
 def _points(rows: pd.DataFrame, x: str, quantity: str) -> pd.DataFrame:

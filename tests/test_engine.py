@@ -10,6 +10,7 @@ import krum
 from krum import models
 from krum.aggregators import AGGREGATORS
 from krum.attacks import ATTACKS
+from krum.datasets import Samples
 from krum.gradients import cheaper_branch, worker_gradients
 from krum.simulation import Simulation
 
@@ -248,6 +249,35 @@ def test_gram_matrix_and_inner_products(make_cell, few_samples, branch):
         assert torch.allclose(gradients.gram, vectors @ vectors.mT, rtol=1e-12, atol=1e-14)
         other = torch.randn(2, 4, simulation.dimension, dtype=torch.float64)
         assert torch.allclose(gradients.inner_products(other), vectors @ other.mT, rtol=1e-12, atol=1e-12)
+
+
+@pytest.fixture(scope="module")
+def few_images():
+    """90 images of MNIST's shape, four fifths of them black, whose label depends on the pixels."""
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(256, size=(90, 784), dtype=np.uint8) * (rng.random((90, 784)) < 0.2)
+    return Samples(pixels.astype(np.uint8), pixels[:, :200].sum(1, dtype=np.int64) % 10)
+
+
+@pytest.mark.parametrize("branch", BRANCHES)
+@pytest.mark.parametrize("batch_size", [2, 12])
+@pytest.mark.parametrize("attack", ["none", "sign-flip", "omniscient"])
+@pytest.mark.parametrize("aggregator", ["average", "krum", "multi-krum"])
+def test_images_in_float32_follow_float64(make_cell, few_images, aggregator, attack, batch_size, branch):
+    """What leaves out zeros, and what float64 does not take, against the engine that autograd proves."""
+    cell = make_cell(
+        dataset="mnist", aggregator=aggregator, attack=attack, batch_size=batch_size, learning_rate=0.01,
+        model_options=(("hidden", (40,)),), measure_gradient=True,
+    )  # fmt: skip
+    build = {"samples": few_images, "seeds": range(2), "branch": branch, "device": "cpu"}
+    exact, ours = (Simulation(cell, **build, dtype=dtype) for dtype in (torch.float64, torch.float32))
+    for _ in range(3):
+        for simulation in (exact, ours):
+            simulation.step()
+        assert torch.allclose(flat_parameters(ours).double(), flat_parameters(exact), rtol=1e-3, atol=1e-5)
+    for column in ("test_loss", "byzantine_weight", "gradient_norm", "gradient_noise"):
+        found, expected = ours.record()[column], exact.record()[column]
+        assert np.allclose(found, expected, rtol=1e-3, equal_nan=True), column
 
 
 def test_both_branches_are_chosen():

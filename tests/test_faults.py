@@ -135,7 +135,8 @@ def test_few_points_are_the_fold_itself(make_cell):
     index = simulation._drawn[0, 0]
     assert int(index.max()) < 50
     first = torch.from_numpy(simulation._training[0])[index]
-    assert torch.equal(samples[0], simulation._samples(first[None])[0]) and torch.equal(labels[0], simulation._labels[first])
+    assert torch.equal(samples[0], simulation._samples(first[None])[0])
+    assert torch.equal(labels[0], simulation._labels[first])
     endless = Simulation(make_cell(**changes, points=10**9), seeds=range(2))
     samples, labels = endless._next_batch()
     index = endless._drawn[0, 0]
