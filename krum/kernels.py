@@ -42,8 +42,8 @@ BLOCK = 96  # rows that meet others while they are in the cache
 SPAN_WORK, SPANS = 2**22, 16  # multiply-adds in a span at least, and spans at most
 READ = 2**18  # numbers of a weighted sum that one thread reads at least
 ADDED = 2**12  # columns of a weighted sum at a time
-# What a pair of samples costs beside its products, in multiply-adds; and, against one of these, what a multiply-add costs
-# that forms gradients, and one of their inner products.
+# What a pair of samples costs beside its products, in multiply-adds; and, against one of these, what a multiply-add
+# costs that forms gradients, and one of their inner products.
 PER_PAIR, PER_FORMED, PER_TILED = 230, 2.1, 1.9
 DENSEST = 0.35  # share of numbers other than zero up to which leaving out zeros is faster
 MARKED = 64  # numbers whose zeros one integer tells from others
@@ -703,8 +703,8 @@ def _count(typing, marks):
 def _sum_marked(typing, marks, x, x_step, rows, row_step, out, last, scale, add, in_lanes):
     """Write `scale sum_k x_k row_k` over the marked k to `out`, with `x_step` and `row_step` bytes from k to k + 1.
 
-    With `add`, it is added to what is there. A row has as many vectors of LANES numbers as `in_lanes` is long, and `last`
-    numbers in the last of them.
+    With `add`, it is added to what is there. A row has as many vectors of LANES numbers as `in_lanes` is long, and
+    `last` numbers in the last of them.
     """
 
     def generate(context, builder, signature, arguments):
