@@ -181,7 +181,7 @@ def _check_on_probe(claim: Claim, asked: Sequence[Probe], where: str) -> None:
     """Refuse what no row of a probe will have."""
     if not asked:
         raise InputError(f"{where}: {claim.experiment} has no probe {claim.measurement!r}")
-    columns = {"seed": int, **probes.COLUMNS[claim.measurement]}
+    columns = {"seed": int, **probes.PROBES[claim.measurement].columns}
     numbers = {name for name, kind in columns.items() if kind is not str}
     _check_numeric((claim.column, claim.slope, claim.crossing), numbers, where)
     for at in (claim.at, claim.minus_at):

@@ -139,7 +139,7 @@ class Probe:
     @property
     def dataset(self) -> str | None:
         """The data set that it trains on, if any."""
-        if self.name not in probes.TRAINING:
+        if not probes.PROBES[self.name].training:
             return None
         return probes.all_options(self.name, dict(self.options))["dataset"]
 
@@ -305,7 +305,7 @@ def _probe(where: str, options: dict[str, Any], seeds_override: int | None, seed
             raise InputError(f"seeds: found {own_seeds!r}; give a positive integer")
         options = {key: value for key, value in options.items() if key not in ("name", "seeds")}
         _check_numbers(options, where)
-        check_options(f"probe {name}", probe, options)
+        check_options(f"probe {name}", probe.function, options)
         probes.check(name, options)
     except InputError as error:
         raise InputError(f"{where}: {error}") from None

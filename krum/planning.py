@@ -99,7 +99,7 @@ class Plan:
 
     def threads(self, probe: str, cores: int) -> int:
         """All cores for a probe that measures time, which nothing may disturb; one for the others."""
-        return cores if self.probes[probe].name in probes.ALONE else 1
+        return cores if probes.PROBES[self.probes[probe].name].alone else 1
 
     def probe_data(self, probe: str) -> list[str]:
         """The data that a probe needs, as the workflow knows it."""

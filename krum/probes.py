@@ -11,7 +11,7 @@ import inspect
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -26,11 +26,21 @@ MOST_RANKS = 64
 MOST_NUMBERS = 10**10
 
 Row = dict[str, Any]
-PROBES: dict[str, Callable[..., list[Row]]] = {}
-ALONE: set[str] = set()  # probes that measure time: nothing else may run beside them
-TRAINING: set[str] = set()  # probes that train a model on `dataset`
-USES: dict[str, tuple[str, ...]] = {}  # what else of this package decides a probe's rows, module by module
-COLUMNS: dict[str, dict[str, type]] = {}  # what a probe's rows hold: float, int, bool or str
+
+
+@dataclass(frozen=True)
+class Registered:
+    """A registered probe."""
+
+    name: str
+    function: Callable[..., list[Row]]
+    columns: Mapping[str, type]  # what its rows hold: float, int, bool or str
+    alone: bool  # it measures time: nothing else may run beside it
+    training: bool  # it trains a model on the data set that its option names
+    uses: tuple[str, ...]  # what else of this package decides its rows, module by module
+
+
+PROBES: dict[str, Registered] = {}
 
 
 def probe(
@@ -44,13 +54,8 @@ def probe(
     """
 
     def decorate(function: Callable[..., list[Row]]) -> Callable[..., list[Row]]:
-        PROBES[kebab(function)] = function
-        if alone:
-            ALONE.add(kebab(function))
-        if training:
-            TRAINING.add(kebab(function))
-        USES[kebab(function)] = uses
-        COLUMNS[kebab(function)] = dict(columns)
+        name = kebab(function)
+        PROBES[name] = Registered(name, function, dict(columns), alone, training, uses)
         return function
 
     return decorate
@@ -58,18 +63,18 @@ def probe(
 
 def taken(name: str, seed: int, options: Mapping[str, Any]) -> list[Row]:
     """A probe's rows. Raises InputError where they do not hold what its decorator says."""
-    rows = PROBES[name](seed, **options)
+    columns, rows = PROBES[name].columns, PROBES[name].function(seed, **options)
     for row in rows:
         found = {key: type(value) for key, value in row.items()}
-        if found != COLUMNS[name]:
-            differing = sorted({key for key, _ in found.items() ^ COLUMNS[name].items()})
+        if found != columns:
+            differing = sorted({key for key, _ in found.items() ^ columns.items()})
             raise InputError(f"probe {name}: a row and the decorator's columns differ in {', '.join(differing)}")
     return rows
 
 
 def all_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """A probe's options, with the values of those that are not given."""
-    parameters = inspect.signature(PROBES[name]).parameters.values()
+    parameters = inspect.signature(PROBES[name].function).parameters.values()
     return {one.name: one.default for one in parameters if one.kind == one.KEYWORD_ONLY} | dict(options)
 
 
@@ -103,7 +108,7 @@ def check(name: str, options: Mapping[str, Any]) -> None:
     aggregator.check(workers, f, {})
     if name == "plane" and f < 2:
         raise InputError(f"byzantine: found {f}; give at least 2 colluders")
-    if name in TRAINING:
+    if PROBES[name].training:
         samples = lookup(DATASETS, chosen["dataset"], "data set").samples
         if chosen.get("batch_size", 1) > samples:
             raise InputError(f"batch_size: found {chosen['batch_size']}; {chosen['dataset']} holds {samples} samples")

@@ -15,7 +15,7 @@ from pathlib import Path
 from krum.aggregators import AGGREGATORS
 from krum.attacks import ATTACKS
 from krum.experiment import Cell, Probe
-from krum.probes import PROBES, TRAINING, USES
+from krum.probes import PROBES
 
 PACKAGE = Path(__file__).resolve().parent
 ENGINE = ("adversary", "datasets", "deformations", "distances", "gradients", "kernels", "models", "simulation", "store")
@@ -38,10 +38,11 @@ def code_digest(cell: Cell) -> str:
 def probe_digest(probe: Probe) -> str:
     """sha256 over the code and the library versions that decide the probe's rows."""
     parts = [_module(name) for name in AGGREGATION]
-    if probe.name in TRAINING:
+    registered = PROBES[probe.name]
+    if registered.training:
         parts += [_module(name) for name in (*ENGINE, "attacks")]
-    parts += [_module(name) for name in USES[probe.name]]
-    parts.append(_registered("probes", PROBES[probe.name].__name__))
+    parts += [_module(name) for name in registered.uses]
+    parts.append(_registered("probes", registered.function.__name__))
     parts += [f"{name} {number}" for name, number in libraries().items()]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 

@@ -14,7 +14,7 @@ import pytest
 from small_project import ROOT, results, snakemake
 
 from krum import experiment, planning, store
-from krum.probes import ALONE
+from krum.probes import PROBES
 
 SMOKE = ("--configfile", "profiles/smoke.yaml")
 
@@ -34,7 +34,9 @@ def timeless():
     """The targets of the smoke sweep whose bytes can be the same: not what shows measured times."""
     plan = planning.plan(ROOT, {})
     return [
-        name for name in plan.of_part(review=False) if all(p.name not in ALONE for p in plan.experiments[name].probes)
+        name
+        for name in plan.of_part(review=False)
+        if not any(PROBES[probe.name].alone for probe in plan.experiments[name].probes)
     ]
 
 

@@ -37,10 +37,10 @@ def rows_of(spec, seeds=3):
         if probe.name in ("exchange", "split"):
             rows += processes(probe)
             continue
-        if probe.name in probes.TRAINING:
+        if probes.PROBES[probe.name].training:
             options["rounds"] = 5
         for seed in range(2):
-            for row in probes.PROBES[probe.name](seed, **options):
+            for row in probes.PROBES[probe.name].function(seed, **options):
                 asked = {name: value for name, value in probe.options if name in row}
                 rows.append({"measurement": probe.name, "seed": seed, **row, **asked})
     return pd.DataFrame(rows)

@@ -1,6 +1,7 @@
 """Probes: what they measure, against the paper's statements and against their own definitions."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -116,19 +117,22 @@ def test_choices_under_attack_are_shares_of_the_honest():
     assert max(row["rank"] for row in found) == 14 and found[0]["attacker_chosen"] == pytest.approx(0.3)
 
 
-@pytest.mark.parametrize("name", [name for name in probes.PROBES if name not in probes.ALONE])
+@pytest.mark.parametrize("name", [name for name, probe in probes.PROBES.items() if not probe.alone])
 def test_a_seed_gives_the_same_rows_every_time(name):
     first, again, other = (probes.taken(name, seed, {}) for seed in (1, 1, 2))
     assert repr(first) == repr(again) != repr(other)
 
 
 def test_a_row_that_its_decorator_does_not_describe_is_refused(monkeypatch):
+    steering = probes.PROBES["steering"]
     right = {"workers": 3, "dimension": 5, "aggregator": "average", "distance": 0.5}
     for wrong in ({**right, "distance": 1}, {**right, "more": 2}, {k: v for k, v in right.items() if k != "workers"}):
-        monkeypatch.setitem(probes.PROBES, "steering", lambda seed, wrong=wrong: [right, wrong])
+        monkeypatch.setitem(
+            probes.PROBES, "steering", replace(steering, function=lambda seed, wrong=wrong: [right, wrong])
+        )
         with pytest.raises(InputError, match=r"probe steering: .* differ in (distance|more|workers)$"):
             probes.taken("steering", 0, {})
-    monkeypatch.setitem(probes.PROBES, "steering", lambda seed: [right])
+    monkeypatch.setitem(probes.PROBES, "steering", replace(steering, function=lambda seed: [right]))
     assert probes.taken("steering", 0, {}) == [right]
 
 
