@@ -21,7 +21,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from krum.models import Model, outer_sums, product, sparse_product
+from krum.models import Model, compiled, outer_sums, product, sparse_product
 
 Branch = Literal["samples", "gradients"]
 
@@ -68,7 +68,7 @@ class WorkerGradients:
         gram = self.inputs[0].new_zeros((self.inputs[0].shape[0], h, h), dtype=torch.float64)
         for x, delta in zip(self.inputs, self.deltas, strict=True):
             rows = x.shape[1] // h
-            if self._compiled:
+            if compiled(x):
                 from krum import kernels
 
                 kernels.add_inner_products(gram, x.contiguous(), delta.contiguous(), self.branch)
@@ -80,11 +80,6 @@ class WorkerGradients:
             self._add_sums_over_pairs(gram, rows, layers)
         upper = gram.triu_()
         return (upper + upper.triu(1).mT).div_(self.batch_size**2)
-
-    @property
-    def _compiled(self) -> bool:
-        """`krum.kernels` has a way, which takes exactly half of the pairs."""
-        return self.like.device.type == "cpu" and self.like.dtype == torch.float32
 
     def _add_sums_over_pairs(self, gram: Tensor, rows: int, layers: list[tuple[Tensor, Tensor]]) -> None:
         """Add sums over pairs of rows to the upper triangle, block by block of workers, without the blocks below."""

@@ -131,27 +131,25 @@ def add_inner_products(gram: Tensor, x: Tensor, delta: Tensor, branch: str | Non
     "gradients", formed a few columns at a time, or the one given. Every replica has the bytes that it has alone.
     """
     workers, (replicas, rows, fan_in), fan_out = gram.shape[1], x.shape, delta.shape[-1]
-    places = [(part.data_ptr(), 4 * part.stride(0), 4 * part.stride(1), part.shape[2]) for part in (x, delta)]
     tiles = -(-workers // TILE)
     over_pairs = rows * (rows + 1) / 2 * (fan_in + fan_out + PER_PAIR)
     # The share of numbers other than zero from which on forming is no longer cheaper.
     most = (over_pairs / (fan_in * fan_out) - PER_TILED * tiles * (tiles + 1) / 2 * TILE**2) / (PER_FORMED * rows)
     forming = np.full(replicas, most >= 1 if branch is None else branch == "gradients")
     if branch is None and 0 < most < 1 and fan_out >= NARROW:
-        _choose(places[0], replicas, rows, most, forming)
+        _choose(_place(x), rows, most, forming)
     like, zero = np.empty(0, np.float32), np.float32(0)
     if not forming.all():
-        _add_pairs(*places, rows, rows // workers, forming, like, zero, gram.numpy())
+        _add_pairs(_place(x), _place(delta), rows, rows // workers, forming, like, zero, gram.numpy())
     if forming.any():
-        one = np.ones(1, np.float32)
-        of_bias = ((one.ctypes.data, 0, 0, 1), places[1], delta)
-        of_weight = (places[0], places[1], delta) if fan_out >= NARROW else (places[1], places[0], x)
-        for in_turn, (begin, *more), vectors in (of_weight, of_bias):
-            finite = vectors.sum((1, 2)).isfinite().numpy()
-            for first, count, in_lanes in _column_blocks(vectors.shape[2]):
-                some = (begin + 4 * first, *more)
+        ones = torch.ones(()).expand(replicas, rows, 1)
+        of_weight = (x, delta) if fan_out >= NARROW else (delta, x)
+        finite = _finite_replicas(of_weight[1])  # of the bias's ones, none is left out in any case
+        for one, in_vectors in (of_weight, (ones, delta)):
+            for first, count, in_lanes in _column_blocks(in_vectors.shape[-1]):
+                places = _place(one), _place(in_vectors, first)
                 rest = (finite, forming, rows // workers, count, in_lanes, like, zero, gram.numpy())
-                _add_products_of_formed(in_turn, some, *rest)
+                _add_products_of_formed(*places, *rest)
 
 
 def sparse_products(out: Tensor, x: Tensor, weight: Tensor) -> np.ndarray:
@@ -169,8 +167,17 @@ def sparse_outer_sums(out: Tensor, x: Tensor, delta: Tensor, scale: float = 1.0,
 
     With `add`, it is added, and where it says no, out is as before.
     """
-    finite = delta.sum((1, 2)).isfinite().numpy()  # a sum that is finite has no NaN and no infinity
-    return _sparse(_sparse_outer_sums, finite, out, x, delta, np.float32(scale), add)
+    return _sparse(_sparse_outer_sums, _finite_replicas(delta), out, x, delta, np.float32(scale), add)
+
+
+def _place(part: Tensor, column: int = 0) -> tuple[int, int, int, int]:
+    """Where `[R, rows, width]` begins, from a column on, bytes from replica to replica and row to row, and width."""
+    return part.data_ptr() + 4 * column, 4 * part.stride(0), 4 * part.stride(1), part.shape[2]
+
+
+def _finite_replicas(part: Tensor) -> np.ndarray:
+    """Which replicas certainly hold no NaN and no infinity, as a sum that is finite has none."""
+    return part.sum((1, 2)).isfinite().numpy()
 
 
 def _column_blocks(columns: int) -> Iterator[tuple[int, int, tuple[int, ...]]]:
@@ -184,11 +191,8 @@ def _column_blocks(columns: int) -> Iterator[tuple[int, int, tuple[int, ...]]]:
 
 def _sparse(add: Callable, done: np.ndarray, out: Tensor, x: Tensor, other: Tensor, *rest: Any) -> np.ndarray:
     """Call a compiled function for each block of `out`'s columns, and for the replicas that are not yet given up."""
-    replicas, rows, width = x.shape
     for first, count, in_lanes in _column_blocks(other.shape[-1]):
-        parts = ((x, 0), (other, 4 * first), (out, 4 * first))
-        places = [(part.data_ptr() + more, 4 * part.stride(0), 4 * part.stride(1)) for part, more in parts]
-        add(*places, replicas, rows, width, count, *rest, in_lanes, done)
+        add(_place(x), _place(other, first), _place(out, first), x.shape[1], count, *rest, in_lanes, done)
     return done
 
 
@@ -373,12 +377,18 @@ def _either(builder: ir.IRBuilder, *values: tuple[ir.Value, ir.Block]) -> ir.Phi
     return phi
 
 
-def _in_all_lanes(builder: ir.IRBuilder, value: ir.Value, lanes: int = LANES) -> ir.Value:
-    """A vector of the same number."""
-    one = builder.insert_element(
-        ir.Constant(ir.VectorType(value.type, lanes), ir.Undefined), value, ir.Constant(INT, 0)
-    )
-    return builder.shuffle_vector(one, one, ir.Constant(ir.VectorType(INT, lanes), [0] * lanes))
+def _first(builder: ir.IRBuilder, count: ir.Value, lanes: int) -> ir.Value:
+    """A mask of the first lanes, of at least one."""
+    bits = ir.IntType(lanes)
+    others = builder.sub(ir.Constant(LONG_INT, lanes), count)
+    others = others if bits == LONG_INT else builder.trunc(others, bits)
+    return builder.bitcast(builder.lshr(ir.Constant(bits, -1), others), ir.VectorType(BIT, lanes))
+
+
+def _in_all_lanes(builder: ir.IRBuilder, value: ir.Value) -> ir.Value:
+    """A vector of LANES times the same number."""
+    one = builder.insert_element(ir.Constant(_of_lanes(value.type), ir.Undefined), value, ir.Constant(INT, 0))
+    return builder.shuffle_vector(one, one, ir.Constant(_of_lanes(INT), [0] * LANES))
 
 
 def _sums_of_lanes(builder: ir.IRBuilder, values: list[ir.Value]) -> list[ir.Value]:
@@ -464,8 +474,7 @@ def _tile(typing, left, i, right, j, start, count, like, zero, out, step):
         builder.cbranch(builder.icmp_signed("<", number(0), rest), tail, done)
 
         builder.position_at_end(tail)  # less than LANES columns
-        places = ir.Constant(_of_lanes(LONG_INT), list(range(LANES)))
-        mask = builder.icmp_signed("<", places, _in_all_lanes(builder, rest))
+        mask = _first(builder, rest, LANES)
         with_rest = with_products(whole, partial(_load_first, mask=mask), end)
         builder.branch(done)
 
@@ -580,10 +589,7 @@ def _begin_rows(begin, of_row, rows, padded):
 
 @_compiled
 def _add_pairs(x, delta, total, rows, forming, like, zero, gram):
-    """Add the sums over pairs of rows, `rows` of each worker, where gradients are not formed.
-
-    Of x and delta: begin, bytes from replica to replica and from row to row, and width.
-    """
+    """Add the sums over pairs of rows, `rows` of each worker, where gradients are not formed; x and delta: `_place`."""
     padded = (total + TILE - 1) // TILE * TILE
     of_x, of_delta = np.empty((padded, padded)), np.empty((padded, padded))
     for replica in range(len(gram)):
@@ -651,8 +657,7 @@ def _marks_across(typing, address, count):
 
     def generate(context, builder, signature, arguments):
         numbers = ir.VectorType(FLOAT, MARKED)
-        first = builder.lshr(ir.Constant(LONG_INT, -1), builder.sub(ir.Constant(LONG_INT, MARKED), arguments[1]))
-        values = _masked_load(builder, arguments[0], numbers, builder.bitcast(first, ir.VectorType(BIT, MARKED)))
+        values = _masked_load(builder, arguments[0], numbers, _first(builder, arguments[1], MARKED))
         return builder.bitcast(builder.fcmp_unordered("!=", values, ir.Constant(numbers, None)), LONG_INT)
 
     return types.int64(types.intp, types.intp), generate
@@ -665,8 +670,8 @@ def _marks_down(typing, address, step, rows, count, out):
     def generate(context, builder, signature, arguments):
         address_, step_, rows_, count_, out_ = arguments
         numbers, long = (ir.VectorType(kind, MARKED_DOWN) for kind in (FLOAT, LONG_INT))
-        places, ones, zeros = (ir.Constant(long, some) for some in (list(range(MARKED_DOWN)), [1] * MARKED_DOWN, None))
-        mask = builder.icmp_signed("<", places, _in_all_lanes(builder, count_, MARKED_DOWN))
+        ones, zeros = ir.Constant(long, [1] * MARKED_DOWN), ir.Constant(long, None)
+        mask = _first(builder, count_, MARKED_DOWN)
         before, loop, done = builder.block, builder.append_basic_block(), builder.append_basic_block()
         builder.branch(loop)
 
@@ -711,8 +716,7 @@ def _sum_marked(typing, marks, x, x_step, rows, row_step, out, last, scale, add,
         marks_, x_, x_step_, rows_, row_step_, out_, last_, scale_, add_, _ = arguments
         vector, vectors, fused = _of_lanes(FLOAT), len(in_lanes), _fused(builder, FLOAT)
         zero = ir.Constant(vector, None)
-        places = ir.Constant(_of_lanes(LONG_INT), list(range(LANES)))
-        mask = builder.icmp_signed("<", places, _in_all_lanes(builder, last_))
+        mask = _first(builder, last_, LANES)
 
         def number(value: int) -> ir.Constant:
             return ir.Constant(LONG_INT, value)
@@ -777,12 +781,13 @@ def _finite(begin, step, count, columns, last, in_lanes):
 
 
 @_compiled
-def _sparse_products(x, weight, out, replicas, rows, width, columns, in_lanes, done):
-    """Of x, weight and out: begin, and bytes from replica to replica and from row to row."""
+def _sparse_products(x, weight, out, rows, columns, in_lanes, done):
+    """Of x, weight and out: their `_place`."""
+    width = x[3]
     across = (width + MARKED - 1) // MARKED
     marks = np.empty((MET, across), np.int64)
     last = columns - LANES * (len(in_lanes) - 1)
-    for replica in range(replicas):
+    for replica in range(len(done)):
         of_x, of_weight, of_out = x[0] + replica * x[1], weight[0] + replica * weight[1], out[0] + replica * out[1]
         for top in range(0, rows, MET):
             count, seen = min(MET, rows - top), 0
@@ -806,16 +811,20 @@ def _sparse_products(x, weight, out, replicas, rows, width, columns, in_lanes, d
 
 
 @_compiled
-def _choose(x, replicas, rows, most, forming):
-    """Gradients are formed where at most this share of x's first rows is not zero."""
-    across = (x[3] + MARKED - 1) // MARKED
-    for replica in range(replicas):
-        seen, first = 0, min(rows, MARKED)
-        for s in range(first):
-            for k in range(across):
-                here = x[0] + replica * x[1] + s * x[2] + 4 * MARKED * k
-                seen += _count(_marks_across(here, min(MARKED, x[3] - MARKED * k)))
-        forming[replica] = seen <= most * first * x[3]
+def _is_sparse(begin, of_row, rows, width, most):
+    """Of the numbers in the first rows, at most this share is not zero."""
+    seen, first = 0, min(rows, MARKED)
+    for s in range(first):
+        for k in range(0, width, MARKED):
+            seen += _count(_marks_across(begin + s * of_row + 4 * k, min(MARKED, width - k)))
+    return seen <= most * first * width
+
+
+@_compiled
+def _choose(x, rows, most, forming):
+    """Gradients are formed where x, of which this is the `_place`, is sparse."""
+    for replica in range(len(forming)):
+        forming[replica] = _is_sparse(x[0] + replica * x[1], x[2], rows, x[3], most)
 
 
 @_compiled
@@ -829,18 +838,14 @@ def _outer_sums(x, x_step, delta, delta_step, rows, count, every, marks, out, ou
 
 
 @_compiled
-def _sparse_outer_sums(x, delta, out, replicas, rows, width, columns, scale, add, in_lanes, done):
-    """Of x, delta and out: begin, and bytes from replica to replica and from row to row."""
+def _sparse_outer_sums(x, delta, out, rows, columns, scale, add, in_lanes, done):
+    """Of x, delta and out: their `_place`."""
+    width = x[3]
     marks = np.empty(MARKED_DOWN, np.int64)
     last = columns - LANES * (len(in_lanes) - 1)
-    for replica in range(replicas):
+    for replica in range(len(done)):
         of_x, of_delta, of_out = x[0] + replica * x[1], delta[0] + replica * delta[1], out[0] + replica * out[1]
-        first, seen = min(MARKED, rows), 0
-        for k in range(0, width, MARKED_DOWN):
-            _marks_down(of_x + 4 * k, x[2], first, min(MARKED_DOWN, width - k), marks.ctypes.data)
-            for j in range(min(MARKED_DOWN, width - k)):
-                seen += _count(marks[j])
-        done[replica] &= seen <= DENSEST * first * width
+        done[replica] &= _is_sparse(of_x, x[2], rows, width, DENSEST)
         if done[replica]:
             for top in range(0, rows, MARKED):
                 some, count, more = of_delta + top * delta[2], min(MARKED, rows - top), add or top > 0
@@ -857,7 +862,7 @@ def _sparse_outer_sums(x, delta, out, replicas, rows, width, columns, scale, add
 def _add_products_of_formed(x, delta, finite, forming, rows, columns, in_lanes, like, zero, gram):
     """Add the inner products of all workers' `x^T delta` where `forming`, without zeros of x where delta is finite.
 
-    Of x and delta: begin, bytes from replica to replica and from row to row, and width.
+    Of x and delta: their `_place`.
     """
     workers, width = gram.shape[1], x[3]
     marks = np.empty(MARKED_DOWN, np.int64)

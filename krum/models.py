@@ -236,11 +236,14 @@ def add_outer_sums(total: "Tensor", x: "Tensor", delta: "Tensor", scale: float =
 
 def _may_be_sparse(x: "Tensor", other: "Tensor") -> bool:
     """`krum.kernels` can leave out the zeros of x, and it may pay."""
+    return x.shape[-1] >= LONG and other.shape[-1] >= WIDE and compiled(x) and x.stride(-1) == other.stride(-1) == 1
+
+
+def compiled(x: "Tensor") -> bool:
+    """`krum.kernels` computes with such numbers: float32 on the CPU."""
     import torch
 
-    if x.shape[-1] < LONG or other.shape[-1] < WIDE:
-        return False
-    return x.device.type == "cpu" and x.dtype == torch.float32 and x.stride(-1) == other.stride(-1) == 1
+    return x.device.type == "cpu" and x.dtype == torch.float32
 
 
 def _left(done: np.ndarray) -> list[slice]:

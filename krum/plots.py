@@ -406,8 +406,7 @@ def sweep(rows: pd.DataFrame, experiment: Mapping[str, Any]) -> Figure:
             _panel(axes, title, bottom=None if chosen.get("log") else 0)
             if quantity != quantities[-1] and not chosen.get("crossing"):  # the same lines again
                 axes.legend().remove()
-        top = _top(final.groupby("cell")[quantity])
-        if not chosen.get("log") and np.isfinite(top):
+        if not chosen.get("log") and np.isfinite(top := _top(final.groupby("cell")[quantity])):
             panels[0].set_ylim(0, top)
     return figure
 

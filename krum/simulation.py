@@ -438,7 +438,7 @@ class Simulation:
         its logits is the greatest of them, the first NaN if there are several.
         """
         errors, losses = [], []
-        memory = self._zeros(1, SAMPLES_AT_ONCE, self._features.shape[1])
+        memory = self._empty(1, SAMPLES_AT_ONCE, self._features.shape[1])
         for replica, held_out in enumerate(self._held_out):
             own = [(weight[replica : replica + 1], bias[replica : replica + 1]) for weight, bias in self.parameters]
             blocks = [index[None] for index in held_out.split(SAMPLES_AT_ONCE)]
@@ -533,7 +533,7 @@ class Simulation:
         Written to `memory [r, s, features]` if given: the system's fresh pages cost as much as the copy.
         """
         if memory is None:
-            memory = self._zeros(*index.shape, self._features.shape[1])
+            memory = self._empty(*index.shape, self._features.shape[1])
         rows, index = memory.view(-1, memory.shape[-1]), index.view(-1)
         if self._features.dtype == self.dtype:
             torch.index_select(self._features, 0, index, out=rows)
@@ -571,8 +571,8 @@ class Simulation:
             for layer in zip(*starts, strict=True)
         ]
 
-    def _zeros(self, *shape: int) -> Tensor:
-        return torch.zeros(shape, dtype=self.dtype, device=self.device)
+    def _empty(self, *shape: int) -> Tensor:
+        return torch.empty(shape, dtype=self.dtype, device=self.device)
 
     def _stacked(self, arrays: list[np.ndarray]) -> Tensor:
         return torch.from_numpy(np.stack(arrays)).to(self.device, self.dtype)
@@ -644,14 +644,17 @@ class Simulation:
             for index in torch.from_numpy(np.stack(drawn)).to(self.device).split(SAMPLES_AT_ONCE, 1):
                 fits = self._estimate is not None and self._estimate.shape[:2] == index.shape
                 self._estimate = self._samples(index.contiguous(), replicas, self._estimate if fits else None)
-                yield self._estimate, self._labels[index], self._zeros(*index.shape) + 1 / samples
+                yield self._estimate, self._labels[index], self._empty(*index.shape).fill_(1 / samples)
             return
         x, labels, shares = self._folds
-        for block in torch.arange(labels.shape[1], device=self.device).split(SAMPLES_AT_ONCE):
-            part = slice(int(block[0]), int(block[-1]) + 1)
-            some = self._samples(block[None]).expand(self.replicas, -1, -1) if x is None else x[:, part]
-            of_all = some, labels[:, part], shares[:, part]
-            yield of_all if len(replicas) == self.replicas else tuple(each[replicas] for each in of_all)  # type: ignore[misc]
+        every = torch.arange(labels.shape[1], device=self.device)[None]
+        for first in range(0, labels.shape[1], SAMPLES_AT_ONCE):
+            block = slice(first, first + SAMPLES_AT_ONCE)
+            some = self._samples(every[:, block]).expand(self.replicas, -1, -1) if x is None else x[:, block]
+            of_some, share = labels[:, block], shares[:, block]
+            if len(replicas) < self.replicas:
+                some, of_some, share = some[replicas], of_some[replicas], share[replicas]
+            yield some, of_some, share
 
     @cached_property
     def _folds(self) -> tuple[Tensor | None, Tensor, Tensor]:
@@ -669,7 +672,7 @@ class Simulation:
             for row, training in zip(shares, self._training, strict=True):
                 row[: len(training)] = 1 / len(training)
             return x, labels, shares
-        shares = self._zeros(self.replicas, len(self._labels))
+        shares = self._empty(self.replicas, len(self._labels)).zero_()
         for row, training in zip(shares, self._training, strict=True):
             row[torch.from_numpy(training).to(self.device)] = 1 / len(training)
         return None, self._labels.expand(self.replicas, -1), shares
@@ -679,7 +682,7 @@ class Simulation:
         if self._target is None:
             parameters = self._initial_parameters("wrong model")
             generators = [np.random.default_rng(stream(seed, "wrong model's batches")) for seed in self.seeds]
-            ones = self._zeros(self.replicas, 1) + 1
+            ones = self._empty(self.replicas, 1).fill_(1)
             for _ in range(WRONG_MODEL_ROUNDS):
                 drawn = [
                     training[rng.integers(len(training), size=WRONG_MODEL_BATCH)]

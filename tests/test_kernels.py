@@ -230,9 +230,6 @@ def mostly_zeros(replicas, rows, width, seed=0, share=0.2):
     return x * (torch.rand(x.shape, generator=generator) < share)
 
 
-UNIT = 2.0**-24
-
-
 @settings(max_examples=60, deadline=None)
 @given(
     replicas=st.integers(1, 3),
@@ -261,7 +258,7 @@ def test_sparse_products(replicas, rows, width, columns, seed, sliced):
         assume(write(out, x, other).all())
         expected = factor * at_first + exact(x.double(), other.double())
         size = factor * at_first + exact(x.abs().double(), other.abs().double()).abs()
-        assert bool(((out - expected).abs() <= (width + rows) * UNIT * size).all())
+        assert bool(((out - expected).abs() <= (width + rows) * kernels.UNIT * size).all())
         for replica in range(replicas):
             alone = at_first[:1].clone()
             write(alone, x[replica : replica + 1].clone(), other[replica : replica + 1].clone())
