@@ -125,22 +125,24 @@ class WorkerGradients:
         if len(distinct) == 1:
             return [self._weighted(None, weights, distinct[0])] if distinct[0] else []
         groups = [(count, (counts == count).nonzero().squeeze(-1)) for count in distinct if count]
-        return [self.of_replicas(group)._weighted(group, weights[group], count) for count, group in groups]
+        return [self._weighted(group, weights, count) for count, group in groups]
 
     def _weighted(self, group: Tensor | None, weights: Tensor, used: int) -> "Part":
         """Of replicas that all give weight to as many workers."""
         replicas, h = weights.shape
-        flat = weights.reshape(-1)
-        chosen = flat.nonzero().squeeze(-1) if used < h else None
-        per_worker = (flat if chosen is None else flat[chosen])[:, None] / self.batch_size
+        own = weights if group is None else weights[group]
+        chosen = None if group is None and used == h else own.reshape(-1).nonzero().squeeze(-1)
+        per_worker = (own.reshape(-1) if chosen is None else own.reshape(-1)[chosen])[:, None] / self.batch_size
+        if chosen is not None and group is not None:
+            chosen = group[chosen // h] * h + chosen % h
         factors = []
         for x, delta in zip(self.inputs, self.deltas, strict=True):
             by_worker = [part.reshape(replicas * h, -1) for part in (x, delta)]
             if chosen is not None:
                 by_worker = [part.index_select(0, chosen) for part in by_worker]
             of_x, of_delta = by_worker
-            weighted = (of_delta * per_worker).view(replicas, -1, delta.shape[-1])
-            factors.append((of_x.view(replicas, -1, x.shape[-1]), weighted))
+            weighted = (of_delta * per_worker).view(len(own), -1, delta.shape[-1])
+            factors.append((of_x.view(len(own), -1, x.shape[-1]), weighted))
         return Part(group, 1.0, factors)
 
     def inner_products(self, vectors: Tensor) -> Tensor:

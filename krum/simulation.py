@@ -409,14 +409,15 @@ class Simulation:
     ) -> None:
         parameters = self.parameters if parameters is None else parameters
         for part in gradients.weighted(weights, common):
-            step, group = rate * part.scale, part.replicas
+            step = rate * part.scale
+            # One replica after the other's, in place: copies of some replicas' weights would cost more than the sums.
+            pieces = [(slice(None), slice(None))]
+            if part.replicas is not None:
+                pieces = [(slice(r, r + 1), slice(k, k + 1)) for k, r in enumerate(part.replicas.tolist())]
             for (weight, bias), (x, delta) in zip(parameters, part.factors, strict=True):
-                if group is None:
-                    models.add_outer_sums(weight, x, delta, -step)
-                    bias.sub_(delta.sum(1), alpha=step)
-                else:
-                    weight[group] = models.add_outer_sums(weight[group], x, delta, -step)
-                    bias[group] = bias[group].sub_(delta.sum(1), alpha=step)
+                for own, among in pieces:
+                    models.add_outer_sums(weight[own], x[among], delta[among], -step)
+                    bias[own].sub_(delta[among].sum(1), alpha=step)
 
     def _descend(self, rate: float, vector: Tensor, replicas: slice = slice(None)) -> None:
         for (weight, bias), (of_weight, of_bias) in zip(

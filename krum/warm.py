@@ -69,9 +69,10 @@ def serve(listening: socket.socket, path: Path) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a Ctrl-C, the workflow and the waiting jobs hear, and end this
     threading.Thread(target=_end_with_the_workflow, args=(path,), daemon=True).start()
 
-    from krum import claims, datasets, kernels, plots, report, simulation  # noqa: F401  what jobs import
+    from krum import claims, datasets, plots, report, simulation  # noqa: F401  what jobs import
     from krum.__main__ import main
 
+    _do_first_things()
     while True:
         connection, _ = listening.accept()
         datasets.keep_in_memory()
@@ -81,6 +82,17 @@ def serve(listening: socket.socket, path: Path) -> None:
             listening.close()
             _run(connection, main)
         connection.close()
+
+
+def _do_first_things() -> None:
+    """What every process does once, and what would cost each child half a second: a kernel, and digests of the code."""
+    import torch
+
+    from krum import kernels, provenance
+
+    kernels.products([torch.zeros(1, 1)])
+    for name in {*provenance.ENGINE, *provenance.AGGREGATION}:
+        provenance.module_digest(name)
 
 
 def _run(connection: socket.socket, main: Callable[[list[str]], int]) -> None:
