@@ -21,7 +21,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from krum.models import Model, compiled, outer_sums, product, sparse_product
+from krum.models import Model, as_floats, compiled, outer_sums, product, sparse_product
 
 Branch = Literal["samples", "gradients"]
 
@@ -46,7 +46,8 @@ class Part:
 class WorkerGradients:
     """The mini-batch gradients of h workers in R replicas, in factors, worker by worker and sample by sample.
 
-    Layers have S = h b P rows, with P = 1 for a fully connected layer and P positions for a convolution.
+    Layers have S = h b P rows, with P = 1 for a fully connected layer and P positions for a convolution. The first
+    layer's inputs may be bytes (see `krum.models.as_floats`).
     """
 
     inputs: Sequence[Tensor]  # per layer, [R, S, in]
@@ -58,17 +59,17 @@ class WorkerGradients:
     @property
     def like(self) -> Tensor:
         """A tensor of the same kind: dtype and device."""
-        return self.inputs[0]
+        return self.deltas[0]
 
     @cached_property
     def gram(self) -> Tensor:
         """Inner products `<G_i, G_j>`, [R, h, h] float64."""
         h = self.workers
         by_samples: dict[int, list[tuple[Tensor, Tensor]]] = {}  # layers by their number of rows
-        gram = self.inputs[0].new_zeros((self.inputs[0].shape[0], h, h), dtype=torch.float64)
+        gram = self.like.new_zeros((len(self.like), h, h), dtype=torch.float64)
         for x, delta in zip(self.inputs, self.deltas, strict=True):
             rows = x.shape[1] // h
-            if compiled(x):
+            if compiled(delta):
                 from krum import kernels
 
                 kernels.add_inner_products(gram, x.contiguous(), delta.contiguous(), self.branch)
@@ -148,7 +149,7 @@ class WorkerGradients:
     def inner_products(self, vectors: Tensor) -> Tensor:
         """`<G_i, E_k>` with flat `vectors [R, e, d]`: [R, h, e] float64."""
         replicas, count, _ = vectors.shape
-        total = self.inputs[0].new_zeros((replicas, self.workers, count), dtype=torch.float64)
+        total = self.like.new_zeros((replicas, self.workers, count), dtype=torch.float64)
         for (x, delta), (weight, bias) in zip(
             zip(self.inputs, self.deltas, strict=True), self._unflatten(vectors), strict=True
         ):
@@ -161,10 +162,10 @@ class WorkerGradients:
     @property
     def squared_norms(self) -> Tensor:
         """`||G_i||^2`, [R, h] float64, without the other inner products."""
-        total = self.inputs[0].new_zeros((self.inputs[0].shape[0], self.workers), dtype=torch.float64)
+        total = self.like.new_zeros((len(self.like), self.workers), dtype=torch.float64)
         for x, delta in zip(self.inputs, self.deltas, strict=True):
             if x.shape[1] == self.workers:  # one row each: the outer product's norm is the product of the norms
-                norms = torch.linalg.vector_norm(x, dim=-1).square() + 1
+                norms = torch.linalg.vector_norm(as_floats(x), dim=-1).square() + 1
                 total += (norms * torch.linalg.vector_norm(delta, dim=-1).square()).double() / self.batch_size**2
             else:
                 total += sum(part.square().sum(-1).double() for part in self._formed(x, delta))
@@ -249,7 +250,7 @@ def worker_gradients(
     """Forward and backward pass of the mean cross-entropy of each worker's mini-batch.
 
     `samples [R, workers * b, features]` and `labels [R, workers * b]`, worker by worker; `shares`, alike, are factors
-    of the samples' losses.
+    of the samples' losses. Samples may be bytes where `krum.models.compiled` takes the parameters.
     """
     inputs, activations, logits = model.forward(parameters, samples)
     at_logits = logits.mT.contiguous().softmax(1).mT.contiguous()  # along few classes, several times faster

@@ -9,7 +9,8 @@ half of a symmetric matrix is computed, and chunks of columns are short enough f
 - `add_inner_products`: what a layer adds to those of the workers' gradients, from its inputs and derivatives.
 - `squared_differences`: `||V_i - V_j||^2` in float64 from the differences, which cancel nothing.
 - `weighted_sum`: a rule's combination of the rows, in float64.
-- `sparse_products`, `sparse_outer_sums`: matrix products that leave out the many zeros of one factor.
+- `sparse_products`, `sparse_outer_sums`: matrix products that leave out the many zeros of one factor, which may be an
+  image's bytes.
 
 Columns are cut into spans by their number alone, and spans are added in order: threads change no bit. Same values in
 two rows give the same bits.
@@ -25,11 +26,14 @@ from typing import Any
 import numpy as np
 import torch
 from llvmlite import ir
+from llvmlite.binding import get_host_cpu_features
 from numba import njit, types
 from numba.extending import intrinsic
 from torch import Tensor
 
+from krum.datasets import LEVELS
 from krum.distances import Part
+from krum.models import as_floats
 
 TILE = 4  # rows by rows
 LANES = 8  # sums side by side
@@ -48,9 +52,13 @@ PER_PAIR, PER_FORMED, PER_TILED = 230, 2.1, 1.9
 DENSEST = 0.35  # share of numbers other than zero up to which leaving out zeros is faster
 MARKED = 64  # numbers whose zeros one integer tells from others
 MARKED_DOWN = 16  # columns of which that is found out at a time
-SIDE = 13 * LANES  # columns of a product that stay in registers
+LOOKED_AT = 64  # rows that tell whether leaving out zeros pays
 NARROW = 32  # columns of a factor that is not taken in vectors
-MET = 128  # rows that meet all of a sparse product's other factor while they are in the cache
+MET = 512  # rows of a sparse product's other factor that stay in the cache
+SIDE = 13 * LANES  # columns of a product that stay in registers
+# Where registers are wide and many enough, they hold two rows of a product, whose union of zeros both leave out.
+WIDE = 2 * LANES if get_host_cpu_features().get("avx512f") else LANES
+IN_ROWS = (0,) * (WIDE // LANES)  # one 0 a row
 
 # How numba sees the numbers: it has no bfloat16, and its float16 is not for CPUs.
 SEEN_AS = {torch.float32: np.float32, torch.float64: np.float64, torch.float16: np.int16, torch.bfloat16: np.uint16}
@@ -126,9 +134,10 @@ def weighted_sum(weights: Sequence[float], part: Part, result: Tensor) -> None:
 def add_inner_products(gram: Tensor, x: Tensor, delta: Tensor, branch: str | None = None) -> None:
     """Add `sum_{s in i, t in j} (x_s . x_t + 1) (delta_s . delta_t)` to the upper triangles of `gram [R, h, h]`.
 
-    `x [R, S, in]` and `delta [R, S, out]` are contiguous float32 on the CPU, S / h rows of each worker after the
-    other's; gram is float64. Each replica takes the branch that costs less, over pairs of "samples" or of the workers'
-    "gradients", formed a few columns at a time, or the one given. Every replica has the bytes that it has alone.
+    `x [R, S, in]` and `delta [R, S, out]` are contiguous on the CPU, float32, or x bytes, S / h rows of each worker
+    after the other's; gram is float64. Each replica takes the branch that costs less, over pairs of "samples" or of the
+    workers' "gradients", formed a few columns at a time, or the one given. Every replica has the bytes that it has
+    alone.
     """
     workers, (replicas, rows, fan_in), fan_out = gram.shape[1], x.shape, delta.shape[-1]
     tiles = -(-workers // TILE)
@@ -137,27 +146,29 @@ def add_inner_products(gram: Tensor, x: Tensor, delta: Tensor, branch: str | Non
     most = (over_pairs / (fan_in * fan_out) - PER_TILED * tiles * (tiles + 1) / 2 * TILE**2) / (PER_FORMED * rows)
     forming = np.full(replicas, most >= 1 if branch is None else branch == "gradients")
     if branch is None and 0 < most < 1 and fan_out >= NARROW:
-        _choose(_place(x), rows, most, forming)
+        _choose(_place(x), rows, most, forming, _like(x))
     like, zero = np.empty(0, np.float32), np.float32(0)
     if not forming.all():
-        _add_pairs(_place(x), _place(delta), rows, rows // workers, forming, like, zero, gram.numpy())
+        numbers = as_floats(x)  # by a name, so that they are there as long as they are read
+        _add_pairs(_place(numbers), _place(delta), rows, rows // workers, forming, like, zero, gram.numpy())
     if forming.any():
         ones = torch.ones(()).expand(replicas, rows, 1)
-        of_weight = (x, delta) if fan_out >= NARROW else (delta, x)
+        of_weight = (x, delta) if fan_out >= NARROW else (delta, as_floats(x))
         finite = _finite_replicas(of_weight[1])  # of the bias's ones, none is left out in any case
         for one, in_vectors in (of_weight, (ones, delta)):
             for first, count, in_lanes in _column_blocks(in_vectors.shape[-1]):
                 places = _place(one), _place(in_vectors, first)
-                rest = (finite, forming, rows // workers, count, in_lanes, like, zero, gram.numpy())
-                _add_products_of_formed(*places, *rest)
+                rest = (finite, forming, rows // workers, count, in_lanes, IN_ROWS, like, zero, _like(one))
+                _add_products_of_formed(*places, *rest, gram.numpy())
 
 
 def sparse_products(out: Tensor, x: Tensor, weight: Tensor) -> np.ndarray:
     """Write `x W` to `out [R, S, k]`, for `x [R, S, in]` and `weight [R, in, k]`; says for which replicas, bool [R].
 
     It is for those whose first rows are zeros mostly (DENSEST) and whose W is finite, so that every product left out is
-    a zero. Of others, out is undefined. All are float32 on the CPU, the numbers of a row one after the other. Every
-    replica has the bytes that it has alone, and every row those that it has alone.
+    a zero. Of others, out is undefined. All are float32 on the CPU, or x bytes (see `krum.models.as_floats`), the
+    numbers of a row one after the other. Every replica has the bytes that it has alone, and every row those that it has
+    alone.
     """
     return _sparse(_sparse_products, np.ones(len(x), np.bool_), out, x, weight)
 
@@ -172,7 +183,13 @@ def sparse_outer_sums(out: Tensor, x: Tensor, delta: Tensor, scale: float = 1.0,
 
 def _place(part: Tensor, column: int = 0) -> tuple[int, int, int, int]:
     """Where `[R, rows, width]` begins, from a column on, bytes from replica to replica and row to row, and width."""
-    return part.data_ptr() + 4 * column, 4 * part.stride(0), 4 * part.stride(1), part.shape[2]
+    size = part.element_size()
+    return part.data_ptr() + size * column, size * part.stride(0), size * part.stride(1), part.shape[2]
+
+
+def _like(part: Tensor) -> np.ndarray:
+    """No numbers, of the part's dtype."""
+    return np.empty(0, np.uint8 if part.dtype == torch.uint8 else np.float32)
 
 
 def _finite_replicas(part: Tensor) -> np.ndarray:
@@ -192,7 +209,8 @@ def _column_blocks(columns: int) -> Iterator[tuple[int, int, tuple[int, ...]]]:
 def _sparse(add: Callable, done: np.ndarray, out: Tensor, x: Tensor, other: Tensor, *rest: Any) -> np.ndarray:
     """Call a compiled function for each block of `out`'s columns, and for the replicas that are not yet given up."""
     for first, count, in_lanes in _column_blocks(other.shape[-1]):
-        add(_place(x), _place(other, first), _place(out, first), x.shape[1], count, *rest, in_lanes, done)
+        places = _place(x), _place(other, first), _place(out, first)
+        add(*places, x.shape[1], count, *rest, in_lanes, IN_ROWS, _like(x), done)
     return done
 
 
@@ -315,7 +333,10 @@ def _torchs_team() -> Any:
 
 FLOAT, DOUBLE = ir.FloatType(), ir.DoubleType()
 BIT, SHORT, INT, LONG_INT = (ir.IntType(bits) for bits in (1, 16, 32, 64))
-LOADED = {types.float32: FLOAT, types.float64: DOUBLE, types.int16: ir.HalfType(), types.uint16: SHORT}
+LOADED = {
+    types.float32: FLOAT, types.float64: DOUBLE, types.int16: ir.HalfType(), types.uint16: SHORT,
+    types.uint8: ir.IntType(8),
+}  # fmt: skip
 
 
 def _of_lanes(kind: ir.Type) -> ir.Type:
@@ -351,16 +372,17 @@ def _masked_load(
 ) -> ir.Value:
     """A vector, of zeros where `mask` does not say otherwise."""
     kind = vector.element
-    name = f"llvm.masked.load.v{vector.count}{'i16' if kind == SHORT else kind.intrinsic_name}.p0"
+    kind_name = str(kind) if isinstance(kind, ir.IntType) else kind.intrinsic_name
+    name = f"llvm.masked.load.v{vector.count}{kind_name}.p0"
     load = _declared(builder, name, vector, [vector.as_pointer(), INT, mask.type, vector])
     pointer = builder.inttoptr(address, vector.as_pointer())
     return builder.call(load, [pointer, ir.Constant(INT, align), mask, ir.Constant(vector, None)])
 
 
-def _fused(builder: ir.IRBuilder, kind: ir.Type) -> ir.Function:
+def _fused(builder: ir.IRBuilder, kind: ir.Type, lanes: int = LANES) -> ir.Function:
     """`a b + c`, rounded once."""
-    vector = _of_lanes(kind)
-    return _declared(builder, f"llvm.fma.v{LANES}{kind.intrinsic_name}", vector, [vector] * 3)
+    vector = ir.VectorType(kind, lanes)
+    return _declared(builder, f"llvm.fma.v{lanes}{kind.intrinsic_name}", vector, [vector] * 3)
 
 
 def _declared(builder: ir.IRBuilder, name: str, result: ir.Type, arguments: list[ir.Type]) -> ir.Function:
@@ -385,10 +407,41 @@ def _first(builder: ir.IRBuilder, count: ir.Value, lanes: int) -> ir.Value:
     return builder.bitcast(builder.lshr(ir.Constant(bits, -1), others), ir.VectorType(BIT, lanes))
 
 
-def _in_all_lanes(builder: ir.IRBuilder, value: ir.Value) -> ir.Value:
-    """A vector of LANES times the same number."""
-    one = builder.insert_element(ir.Constant(_of_lanes(value.type), ir.Undefined), value, ir.Constant(INT, 0))
-    return builder.shuffle_vector(one, one, ir.Constant(_of_lanes(INT), [0] * LANES))
+def _in_all_lanes(builder: ir.IRBuilder, value: ir.Value, lanes: int = LANES) -> ir.Value:
+    """A vector of the same number."""
+    nothing = ir.Constant(ir.VectorType(value.type, lanes), ir.Undefined)
+    one = builder.insert_element(nothing, value, ir.Constant(INT, 0))
+    return builder.shuffle_vector(one, one, ir.Constant(ir.VectorType(INT, lanes), [0] * lanes))
+
+
+def _row_vectors(count: int) -> list[ir.VectorType]:
+    """The vectors that a row of `count` times LANES numbers is read in; the last has LANES of them."""
+    wide, rest = divmod(LANES * (count - 1), WIDE)
+    lanes = [WIDE] * wide + [LANES] * (rest // LANES) + [LANES]
+    return [ir.VectorType(FLOAT, width) for width in lanes]
+
+
+def _not_zero(builder: ir.IRBuilder, values: ir.Value) -> ir.Value:
+    """A mask of the numbers other than zero, NaN among them."""
+    zeros = ir.Constant(values.type, None)
+    if isinstance(values.type.element, ir.IntType):
+        return builder.icmp_unsigned("!=", values, zeros)
+    return builder.fcmp_unordered("!=", values, zeros)
+
+
+def _factor(builder: ir.IRBuilder, address: ir.Value, seen: types.Type) -> ir.Value:
+    """The number at an address as a float32; a byte stands for a LEVELS-th of itself."""
+    value = builder.load(builder.inttoptr(address, LOADED[seen].as_pointer()), align=seen.bitwidth // 8)
+    if seen != types.uint8:
+        return value
+    name, table = "krum.levels", ir.ArrayType(FLOAT, 256)
+    levels = builder.module.globals.get(name)
+    if levels is None:
+        levels = ir.GlobalVariable(builder.module, table, name)
+        levels.linkage, levels.global_constant = "internal", True
+        levels.initializer = ir.Constant(table, (np.arange(256, dtype=np.float32) / np.float32(LEVELS)).tolist())
+    place = builder.gep(levels, [ir.Constant(INT, 0), builder.zext(value, INT)], inbounds=True)
+    return builder.load(place, align=4)
 
 
 def _sums_of_lanes(builder: ir.IRBuilder, values: list[ir.Value]) -> list[ir.Value]:
@@ -652,24 +705,25 @@ def _add_up(addresses, weights, like, into, first, last):
 
 
 @intrinsic
-def _marks_across(typing, address, count):
-    """Bit k is set where the number k of `count` float32 numbers is not zero."""
+def _marks_across(typing, address, count, like):
+    """Bit k is set where the number k of `count` numbers is not zero."""
 
     def generate(context, builder, signature, arguments):
-        numbers = ir.VectorType(FLOAT, MARKED)
-        values = _masked_load(builder, arguments[0], numbers, _first(builder, arguments[1], MARKED))
-        return builder.bitcast(builder.fcmp_unordered("!=", values, ir.Constant(numbers, None)), LONG_INT)
+        numbers = ir.VectorType(LOADED[like.dtype], MARKED)
+        mask = _first(builder, arguments[1], MARKED)
+        values = _masked_load(builder, arguments[0], numbers, mask, like.dtype.bitwidth // 8)
+        return builder.bitcast(_not_zero(builder, values), LONG_INT)
 
-    return types.int64(types.intp, types.intp), generate
+    return types.int64(types.intp, types.intp, like), generate
 
 
 @intrinsic
-def _marks_down(typing, address, step, rows, count, out):
-    """Of each of `count` float32 columns, bit s is set where the number in row s is not zero."""
+def _marks_down(typing, address, step, rows, count, out, like):
+    """Of each of `count` columns, bit s is set where the number in row s is not zero."""
 
     def generate(context, builder, signature, arguments):
-        address_, step_, rows_, count_, out_ = arguments
-        numbers, long = (ir.VectorType(kind, MARKED_DOWN) for kind in (FLOAT, LONG_INT))
+        address_, step_, rows_, count_, out_, _ = arguments
+        numbers, long = (ir.VectorType(kind, MARKED_DOWN) for kind in (LOADED[like.dtype], LONG_INT))
         ones, zeros = ir.Constant(long, [1] * MARKED_DOWN), ir.Constant(long, None)
         mask = _first(builder, count_, MARKED_DOWN)
         before, loop, done = builder.block, builder.append_basic_block(), builder.append_basic_block()
@@ -677,9 +731,9 @@ def _marks_down(typing, address, step, rows, count, out):
 
         builder.position_at_end(loop)
         row, bit, marks = builder.phi(LONG_INT), builder.phi(long), builder.phi(long)
-        values = _masked_load(builder, builder.add(address_, builder.mul(row, step_)), numbers, mask)
-        other = builder.fcmp_unordered("!=", values, ir.Constant(numbers, None))
-        grown = builder.or_(marks, builder.select(other, bit, zeros))
+        place = builder.add(address_, builder.mul(row, step_))
+        values = _masked_load(builder, place, numbers, mask, like.dtype.bitwidth // 8)
+        grown = builder.or_(marks, builder.select(_not_zero(builder, values), bit, zeros))
         further = builder.add(row, ir.Constant(LONG_INT, 1))
         for so_far, at_first, then in (
             (row, ir.Constant(LONG_INT, 0), further),
@@ -695,7 +749,7 @@ def _marks_down(typing, address, step, rows, count, out):
         return context.get_dummy_value()
 
     number = types.intp
-    return types.void(number, number, number, number, number), generate
+    return types.void(number, number, number, number, number, like), generate
 
 
 @intrinsic
@@ -705,75 +759,109 @@ def _count(typing, marks):
 
 
 @intrinsic
-def _sum_marked(typing, marks, x, x_step, rows, row_step, out, last, scale, add, in_lanes):
-    """Write `scale sum_k x_k row_k` over the marked k to `out`, with `x_step` and `row_step` bytes from k to k + 1.
+def _sum_marked(
+    typing, marks, words, x, x_step, x_next, rows, row_step, out, out_step, last, scale, add, in_lanes, in_rows, like
+):
+    """Write `scale sum_k x_k row_k` over the marked k to `out`, once for each of as many x as `in_rows` is long.
 
-    With `add`, it is added to what is there. A row has as many vectors of LANES numbers as `in_lanes` is long, and
-    `last` numbers in the last of them.
+    `marks` is where the marks of all k begin, MARKED of them in each of the words. From k to k + 1 there are `x_step`
+    and `row_step` bytes, from one x to the next `x_next`, and from its result to the next one's `out_step`. With `add`,
+    the sum is added to what is there. A row has as many times LANES numbers as `in_lanes` is long, `last` in the last.
     """
 
     def generate(context, builder, signature, arguments):
-        marks_, x_, x_step_, rows_, row_step_, out_, last_, scale_, add_, _ = arguments
-        vector, vectors, fused = _of_lanes(FLOAT), len(in_lanes), _fused(builder, FLOAT)
-        zero = ir.Constant(vector, None)
-        mask = _first(builder, last_, LANES)
+        marks_, words_, x_, x_step_, x_next_, rows_, row_step_, out_, out_step_, last_, scale_, add_ = arguments[:12]
+        vectors, mask = _row_vectors(len(in_lanes)), _first(builder, last_, LANES)
+        begin = [sum(vector.count for vector in vectors[:k]) for k in range(len(vectors))]
+        zeros = [ir.Constant(vector, None) for _ in range(len(in_rows)) for vector in vectors]
 
         def number(value: int) -> ir.Constant:
             return ir.Constant(LONG_INT, value)
 
-        def load(begin: ir.Value) -> list[ir.Value]:
-            offsets = [builder.add(begin, number(4 * LANES * k)) for k in range(vectors)]
-            whole = [_load(builder, offset, types.float32, FLOAT) for offset in offsets[:-1]]
-            return [*whole, _masked_load(builder, offsets[-1], vector, mask)]
+        def load(place: ir.Value) -> list[ir.Value]:
+            at = [builder.add(place, number(4 * first)) for first in begin]
+            whole = [_load(builder, a, types.float32, FLOAT, v.count) for a, v in zip(at[:-1], vectors, strict=False)]
+            return [*whole, _masked_load(builder, at[-1], vectors[-1], mask)]
 
-        before, loop, done = builder.block, builder.append_basic_block(), builder.append_basic_block()
-        builder.cbranch(builder.icmp_signed("!=", marks_, number(0)), loop, done)
+        def times(factor: ir.Value, row: list[ir.Value], so_far: list[ir.Value]) -> list[ir.Value]:
+            return [
+                builder.call(
+                    _fused(builder, FLOAT, part.type.count),
+                    [_in_all_lanes(builder, factor, part.type.count), part, there],
+                )
+                for part, there in zip(row, so_far, strict=True)
+            ]
 
-        builder.position_at_end(loop)
-        left, sums = builder.phi(LONG_INT), [builder.phi(vector) for _ in range(vectors)]
+        before = builder.block
+        word, loop, after, done = (builder.append_basic_block() for _ in range(4))
+        builder.branch(word)
+
+        builder.position_at_end(word)  # MARKED numbers
+        which, of_word = builder.phi(LONG_INT), [builder.phi(zero.type) for zero in zeros]
+        marks_here = builder.load(builder.gep(builder.inttoptr(marks_, LONG_INT.as_pointer()), [which]))
+        first = builder.mul(which, number(MARKED))
+        x_here = builder.add(x_, builder.mul(first, x_step_))
+        rows_here = builder.add(rows_, builder.mul(first, row_step_))
+        builder.cbranch(builder.icmp_signed("!=", marks_here, number(0)), loop, after)
+
+        builder.position_at_end(loop)  # a marked one
+        left, sums = builder.phi(LONG_INT), [builder.phi(zero.type) for zero in zeros]
         k = builder.cttz(left, ir.Constant(BIT, 1))
-        of_x = builder.inttoptr(builder.add(x_, builder.mul(k, x_step_)), FLOAT.as_pointer())
-        factor = _in_all_lanes(builder, builder.load(of_x, align=4))
-        row = load(builder.add(rows_, builder.mul(k, row_step_)))
-        grown = [builder.call(fused, [factor, part, so_far]) for part, so_far in zip(row, sums, strict=True)]
+        of_x = builder.add(x_here, builder.mul(k, x_step_))
+        row, grown = load(builder.add(rows_here, builder.mul(k, row_step_))), []
+        for one in range(len(in_rows)):
+            factor = _factor(builder, builder.add(of_x, builder.mul(x_next_, number(one))), like.dtype)
+            grown += times(factor, row, sums[one * len(row) : (one + 1) * len(row)])
         fewer = builder.and_(left, builder.sub(left, number(1)))  # without the lowest bit
-        for so_far, at_first, then in zip([left, *sums], [marks_, *[zero] * vectors], [fewer, *grown], strict=True):
-            so_far.add_incoming(at_first, before)
-            so_far.add_incoming(then, loop)
-        builder.cbranch(builder.icmp_signed("!=", fewer, number(0)), loop, done)
+        for phi, at_first, then in zip([left, *sums], [marks_here, *of_word], [fewer, *grown], strict=True):
+            phi.add_incoming(at_first, word)
+            phi.add_incoming(then, loop)
+        builder.cbranch(builder.icmp_signed("!=", fewer, number(0)), loop, after)
+
+        builder.position_at_end(after)
+        totals = [_either(builder, (old, word), (new, loop)) for old, new in zip(of_word, grown, strict=True)]
+        further = builder.add(which, number(1))
+        for phi, at_first, then in zip([which, *of_word], [number(0), *zeros], [further, *totals], strict=True):
+            phi.add_incoming(at_first, before)
+            phi.add_incoming(then, after)
+        builder.cbranch(builder.icmp_signed("<", further, words_), word, done)
 
         builder.position_at_end(done)
-        results = [_either(builder, (zero, before), (total, loop)) for total in grown]
-        read, write = builder.append_basic_block(), builder.append_basic_block()
-        builder.cbranch(add_, read, write)
-
-        builder.position_at_end(read)
-        there = load(out_)
-        builder.branch(write)
-
-        builder.position_at_end(write)
-        at_first = [_either(builder, (zero, done), (values, read)) for values in there]
-        factor = _in_all_lanes(builder, scale_)
-        results = [builder.call(fused, [factor, a, b]) for a, b in zip(results, at_first, strict=True)]
-        for k, result in enumerate(results[:-1]):
-            pointer = builder.inttoptr(builder.add(out_, number(4 * LANES * k)), vector.as_pointer())
-            builder.store(result, pointer, align=4)
-        name, result = f"llvm.masked.store.v{LANES}f32.p0", ir.VoidType()
-        store = _declared(builder, name, result, [vector, vector.as_pointer(), INT, mask.type])
-        pointer = builder.inttoptr(builder.add(out_, number(4 * LANES * (vectors - 1))), vector.as_pointer())
-        builder.call(store, [results[-1], pointer, ir.Constant(INT, 4), mask])
+        for one in range(len(in_rows)):
+            place = builder.add(out_, builder.mul(out_step_, number(one)))
+            start, read, write = builder.block, builder.append_basic_block(), builder.append_basic_block()
+            builder.cbranch(add_, read, write)
+            builder.position_at_end(read)
+            there = load(place)
+            builder.branch(write)
+            builder.position_at_end(write)
+            at_first = [_either(builder, (ir.Constant(old.type, None), start), (old, read)) for old in there]
+            results = times(scale_, totals[one * len(vectors) : (one + 1) * len(vectors)], at_first)
+            for offset, result in zip(begin[:-1], results, strict=False):
+                pointer = builder.inttoptr(builder.add(place, number(4 * offset)), result.type.as_pointer())
+                builder.store(result, pointer, align=4)
+            name = f"llvm.masked.store.v{LANES}f32.p0"
+            store = _declared(builder, name, ir.VoidType(), [vectors[-1], vectors[-1].as_pointer(), INT, mask.type])
+            pointer = builder.inttoptr(builder.add(place, number(4 * begin[-1])), vectors[-1].as_pointer())
+            builder.call(store, [results[-1], pointer, ir.Constant(INT, 4), mask])
         return context.get_dummy_value()
 
     number = types.intp
-    return types.void(types.int64, *[number] * 6, types.float32, types.boolean, in_lanes), generate
+    return types.void(*[number] * 10, types.float32, types.boolean, in_lanes, in_rows, like), generate
 
 
 @_compiled
 def _finite(begin, step, count, columns, last, in_lanes):
-    """At most MARKED rows have no infinity and no NaN: zero times each is zero. They are in the cache afterwards."""
-    zeros, sums = np.zeros(MARKED, np.float32), np.empty(columns, np.float32)
-    every = -1 if count == MARKED else (1 << count) - 1
-    _sum_marked(every, zeros.ctypes.data, 4, begin, step, sums.ctypes.data, last, np.float32(1), False, in_lanes)
+    """No number of `count` rows is an infinity or a NaN: zero times each is zero."""
+    words = (count + MARKED - 1) // MARKED
+    marks, sums = np.full(words, -1), np.empty(columns, np.float32)
+    if count % MARKED:
+        marks[-1] = (1 << count % MARKED) - 1
+    zero = np.zeros(1, np.float32)
+    _sum_marked(
+        marks.ctypes.data, words, zero.ctypes.data, 0, 0, begin, step, sums.ctypes.data, 0, last, np.float32(1), False,
+        in_lanes, (0,), zero,
+    )  # fmt: skip
     for total in sums:
         if total != 0:
             return False
@@ -781,91 +869,126 @@ def _finite(begin, step, count, columns, last, in_lanes):
 
 
 @_compiled
-def _sparse_products(x, weight, out, rows, columns, in_lanes, done):
+def _sparse_products(x, weight, out, rows, columns, in_lanes, in_rows, like, done):
     """Of x, weight and out: their `_place`."""
-    width = x[3]
-    across = (width + MARKED - 1) // MARKED
-    marks = np.empty((MET, across), np.int64)
+    width, together = x[3], len(in_rows)
+    words = (width + MARKED - 1) // MARKED
+    marks = np.empty(words, np.int64)
+    to_marks = marks.ctypes.data
     last = columns - LANES * (len(in_lanes) - 1)
     for replica in range(len(done)):
         of_x, of_weight, of_out = x[0] + replica * x[1], weight[0] + replica * weight[1], out[0] + replica * out[1]
-        for top in range(0, rows, MET):
-            count, seen = min(MET, rows - top), 0
-            for s in range(count):
-                for k in range(across):
-                    from_x = of_x + (top + s) * x[2] + 4 * MARKED * k
-                    marks[s, k] = _marks_across(from_x, min(MARKED, width - MARKED * k))
-                    seen += _count(marks[s, k])
-            done[replica] &= top > 0 or seen <= DENSEST * count * width
-            for k in range(across):
-                some = of_weight + MARKED * k * weight[2]
-                if top == 0 and done[replica]:
-                    done[replica] = _finite(some, weight[2], min(MARKED, width - MARKED * k), columns, last, in_lanes)
-                if not done[replica]:
-                    break
-                for s in range(count):
-                    from_x, to_out = of_x + (top + s) * x[2] + 4 * MARKED * k, of_out + (top + s) * out[2]
-                    _sum_marked(marks[s, k], from_x, 4, some, weight[2], to_out, last, np.float32(1), k > 0, in_lanes)
-            if not done[replica]:
-                break
+        done[replica] &= _is_sparse(of_x, x[2], rows, width, DENSEST, like)
+        done[replica] &= _finite(of_weight, weight[2], width, columns, last, in_lanes)
+        if done[replica]:
+            for s in range(0, rows, together):
+                here, to_out, one = of_x + s * x[2], of_out + s * out[2], np.float32(1)
+                count = min(together, rows - s)
+                for k in range(words):
+                    from_x, at_once = here + like.itemsize * MARKED * k, min(MARKED, width - MARKED * k)
+                    marks[k] = _marks_across(from_x, at_once, like)
+                    for more in range(1, count):
+                        marks[k] |= _marks_across(from_x + more * x[2], at_once, like)
+                if count == together:
+                    _sum_marked(
+                        to_marks, words, here, like.itemsize, x[2], of_weight, weight[2], to_out, out[2], last, one,
+                        False, in_lanes, in_rows, like,
+                    )  # fmt: skip
+                else:
+                    for more in range(count):
+                        _sum_marked(
+                            to_marks, words, here + more * x[2], like.itemsize, 0, of_weight, weight[2],
+                            to_out + more * out[2], 0, last, one, False, in_lanes, (0,), like,
+                        )  # fmt: skip
 
 
 @_compiled
-def _is_sparse(begin, of_row, rows, width, most):
+def _is_sparse(begin, of_row, rows, width, most, like):
     """Of the numbers in the first rows, at most this share is not zero."""
-    seen, first = 0, min(rows, MARKED)
+    seen, first = 0, min(rows, LOOKED_AT)
     for s in range(first):
         for k in range(0, width, MARKED):
-            seen += _count(_marks_across(begin + s * of_row + 4 * k, min(MARKED, width - k)))
+            seen += _count(_marks_across(begin + s * of_row + like.itemsize * k, min(MARKED, width - k), like))
     return seen <= most * first * width
 
 
 @_compiled
-def _choose(x, rows, most, forming):
+def _choose(x, rows, most, forming, like):
     """Gradients are formed where x, of which this is the `_place`, is sparse."""
     for replica in range(len(forming)):
-        forming[replica] = _is_sparse(x[0] + replica * x[1], x[2], rows, x[3], most)
+        forming[replica] = _is_sparse(x[0] + replica * x[1], x[2], rows, x[3], most, like)
 
 
 @_compiled
-def _outer_sums(x, x_step, delta, delta_step, rows, count, every, marks, out, out_step, last, scale, add, in_lanes):
-    """Write `scale x^T delta` of at most MARKED rows and MARKED_DOWN columns of x; zeros are left out, or not."""
-    _marks_down(x, x_step, rows, count, marks.ctypes.data)
-    for k in range(count):
-        marked = (-1 if rows == MARKED else (1 << rows) - 1) if every else marks[k]
-        if marked or not add:
-            _sum_marked(marked, x + 4 * k, x_step, delta, delta_step, out + k * out_step, last, scale, add, in_lanes)
+def _outer_sums(
+    x, x_step, delta, delta_step, rows, count, every, marks, out, out_step, last, scale, add, in_lanes, in_rows, like
+):
+    """Write `scale x^T delta` of at most MARKED_DOWN columns of x, zeros left out, or not; says if there are others.
+
+    `marks [words, MARKED_DOWN]` and `out` are overwritten; every word has MARKED rows.
+    """
+    words, together, others = (rows + MARKED - 1) // MARKED, len(in_rows), False
+    united = np.empty(words, np.int64)
+    for word in range(words):
+        at_once = min(MARKED, rows - word * MARKED)
+        if every:
+            marks[word] = -1 if at_once == MARKED else (1 << at_once) - 1
+        else:
+            _marks_down(x + word * MARKED * x_step, x_step, at_once, count, marks[word].ctypes.data, like)
+    for k in range(0, count, together):
+        some, any_marked = min(together, count - k), False
+        for word in range(words):
+            united[word] = marks[word, k]
+            for more in range(1, some):
+                united[word] |= marks[word, k + more]
+            any_marked |= united[word] != 0
+        others |= any_marked
+        if add and not any_marked:
+            continue
+        from_x, to_out, to_marks = x + like.itemsize * k, out + k * out_step, united.ctypes.data
+        if some == together:
+            _sum_marked(
+                to_marks, words, from_x, x_step, like.itemsize, delta, delta_step, to_out, out_step, last, scale, add,
+                in_lanes, in_rows, like,
+            )  # fmt: skip
+        else:
+            for more in range(some):
+                _sum_marked(
+                    to_marks, words, from_x + more * like.itemsize, x_step, 0, delta, delta_step,
+                    to_out + more * out_step, 0, last, scale, add, in_lanes, (0,), like,
+                )  # fmt: skip
+    return others
 
 
 @_compiled
-def _sparse_outer_sums(x, delta, out, rows, columns, scale, add, in_lanes, done):
+def _sparse_outer_sums(x, delta, out, rows, columns, scale, add, in_lanes, in_rows, like, done):
     """Of x, delta and out: their `_place`."""
     width = x[3]
-    marks = np.empty(MARKED_DOWN, np.int64)
+    marks = np.empty((MET // MARKED, MARKED_DOWN), np.int64)
     last = columns - LANES * (len(in_lanes) - 1)
     for replica in range(len(done)):
         of_x, of_delta, of_out = x[0] + replica * x[1], delta[0] + replica * delta[1], out[0] + replica * out[1]
-        done[replica] &= _is_sparse(of_x, x[2], rows, width, DENSEST)
+        done[replica] &= _is_sparse(of_x, x[2], rows, width, DENSEST, like)
         if done[replica]:
-            for top in range(0, rows, MARKED):
-                some, count, more = of_delta + top * delta[2], min(MARKED, rows - top), add or top > 0
+            for top in range(0, rows, MET):
+                some, count, more = of_delta + top * delta[2], min(MET, rows - top), add or top > 0
                 for k in range(0, width, MARKED_DOWN):
-                    from_x, to_out = of_x + top * x[2] + 4 * k, of_out + k * out[2]
+                    from_x, to_out = of_x + top * x[2] + like.itemsize * k, of_out + k * out[2]
                     at_once = min(MARKED_DOWN, width - k)
                     _outer_sums(
                         from_x, x[2], some, delta[2], count, at_once, False, marks, to_out, out[2], last, scale, more,
-                        in_lanes,
+                        in_lanes, in_rows, like,
                     )  # fmt: skip
 
 
 @_compiled
-def _add_products_of_formed(x, delta, finite, forming, rows, columns, in_lanes, like, zero, gram):
+def _add_products_of_formed(x, delta, finite, forming, rows, columns, in_lanes, in_rows, like, zero, like_x, gram):
     """Add the inner products of all workers' `x^T delta` where `forming`, without zeros of x where delta is finite.
 
     Of x and delta: their `_place`.
     """
     workers, width = gram.shape[1], x[3]
-    marks = np.empty(MARKED_DOWN, np.int64)
+    marks = np.empty(((rows + MARKED - 1) // MARKED, MARKED_DOWN), np.int64)
     last = columns - LANES * (len(in_lanes) - 1)
     padded = (workers + TILE - 1) // TILE * TILE
     formed, products = np.empty((workers, MARKED_DOWN * columns), np.float32), np.empty((padded, padded))
@@ -875,18 +998,17 @@ def _add_products_of_formed(x, delta, finite, forming, rows, columns, in_lanes, 
             continue
         products[:] = 0
         for k in range(0, width, MARKED_DOWN):
-            count = min(MARKED_DOWN, width - k)
+            count, others = min(MARKED_DOWN, width - k), False
             for worker in range(workers):
-                out = formed[worker].ctypes.data
-                for done in range(0, rows, MARKED):
-                    top, at_once = worker * rows + done, min(MARKED, rows - done)
-                    from_x = x[0] + replica * x[1] + top * x[2] + 4 * k
-                    of_delta = delta[0] + replica * delta[1] + top * delta[2]
-                    _outer_sums(
-                        from_x, x[2], of_delta, delta[2], at_once, count, not finite[replica], marks,
-                        out, 4 * columns, last, np.float32(1), done > 0, in_lanes,
-                    )  # fmt: skip
-            _over_tiles(addresses, addresses, True, 0, count * columns, like, zero, products)
+                top = worker * rows
+                from_x = x[0] + replica * x[1] + top * x[2] + like_x.itemsize * k
+                of_delta = delta[0] + replica * delta[1] + top * delta[2]
+                others |= _outer_sums(
+                    from_x, x[2], of_delta, delta[2], rows, count, not finite[replica], marks,
+                    formed[worker].ctypes.data, 4 * columns, last, np.float32(1), False, in_lanes, in_rows, like_x,
+                )  # fmt: skip
+            if others:
+                _over_tiles(addresses, addresses, True, 0, count * columns, like, zero, products)
         for i in range(workers):
             for j in range(i, workers):
                 gram[replica, i, j] += products[i, j]

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from krum.datasets import LEVELS
 from krum.errors import InputError
 from krum.registry import kebab, lookup
 
@@ -32,8 +33,8 @@ class Model(Protocol):
     def forward(self, parameters: "Parameters", samples: "Tensor") -> tuple[list["Tensor"], list["Tensor"], "Tensor"]:
         """From samples `[R, S, features]`: every layer's input `[R, S P, in]`, activations, logits `[R, S, classes]`.
 
-        P is 1 for a fully connected layer, and the number of positions for an unfolded convolution. The activations
-        are what `backward` needs: every layer's input before unfolding.
+        Samples may be bytes (see `as_floats`). P is 1 for a fully connected layer, and the number of positions for an
+        unfolded convolution. The activations are what `backward` needs: every layer's input before unfolding.
         """
 
     def backward(self, parameters: "Parameters", activations: list["Tensor"], at_logits: "Tensor") -> list["Tensor"]:
@@ -127,7 +128,7 @@ class ConvNet:
 
     def forward(self, parameters: "Parameters", samples: "Tensor") -> tuple[list["Tensor"], list["Tensor"], "Tensor"]:
         replicas, count, _ = samples.shape
-        inputs, activations = [], [samples]
+        inputs, activations = [], [as_floats(samples)]
         for layer, (weight, bias) in enumerate(parameters[:-1]):
             inputs.append(self._unfold(activations[-1].view(replicas, count, -1), layer))
             activations.append(affine(inputs[-1], weight, bias).relu_())
@@ -193,12 +194,12 @@ LONG, WIDE = 128, 32
 def sparse_product(x: "Tensor", weight: "Tensor") -> "Tensor":
     """`product(x, weight)` for rows x that may be zeros mostly, as an image's are: what is zero is left out."""
     if not _may_be_sparse(x, weight):
-        return product(x, weight)
+        return product(as_floats(x), weight)
     from krum import kernels
 
-    out = x.new_empty((*x.shape[:2], weight.shape[-1]))
+    out = weight.new_empty((*x.shape[:2], weight.shape[-1]))
     for replica in _left(kernels.sparse_products(out, x, weight)):
-        out[replica] = product(x[replica], weight[replica])
+        out[replica] = product(as_floats(x[replica]), weight[replica])
     return out
 
 
@@ -206,7 +207,7 @@ def affine(x: "Tensor", weight: "Tensor", bias: "Tensor") -> "Tensor":
     """`x W + bias` for `x [R, S, in]`: [R, S, out], contiguous."""
     if weight.shape[-1] >= NARROW:
         return sparse_product(x, weight).add_(bias[:, None])  # baddbmm would first write the bias everywhere
-    return product(weight.mT, x.mT).add_(bias[..., None]).mT.contiguous()
+    return product(weight.mT, as_floats(x).mT).add_(bias[..., None]).mT.contiguous()
 
 
 def outer_sums(x: "Tensor", delta: "Tensor") -> "Tensor":
@@ -214,10 +215,11 @@ def outer_sums(x: "Tensor", delta: "Tensor") -> "Tensor":
     if _may_be_sparse(x, delta):
         from krum import kernels
 
-        out = x.new_empty((len(x), x.shape[-1], delta.shape[-1]))
+        out = delta.new_empty((len(x), x.shape[-1], delta.shape[-1]))
         for replica in _left(kernels.sparse_outer_sums(out, x, delta)):
-            out[replica] = product(x[replica].mT, delta[replica])
+            out[replica] = product(as_floats(x[replica]).mT, delta[replica])
         return out
+    x = as_floats(x)
     return product(x.mT, delta) if delta.shape[-1] >= NARROW else product(delta.mT, x).mT
 
 
@@ -227,8 +229,9 @@ def add_outer_sums(total: "Tensor", x: "Tensor", delta: "Tensor", scale: float =
         from krum import kernels
 
         for replica in _left(kernels.sparse_outer_sums(total, x, delta, scale, add=True)):
-            total[replica].baddbmm_(x[replica].mT, delta[replica], alpha=scale)
+            total[replica].baddbmm_(as_floats(x[replica]).mT, delta[replica], alpha=scale)
         return total
+    x = as_floats(x)
     if delta.shape[-1] >= NARROW and x.shape[-1] > 1:
         return total.baddbmm_(x.mT, delta, alpha=scale)
     return total.add_(outer_sums(x, delta), alpha=scale)
@@ -236,14 +239,21 @@ def add_outer_sums(total: "Tensor", x: "Tensor", delta: "Tensor", scale: float =
 
 def _may_be_sparse(x: "Tensor", other: "Tensor") -> bool:
     """`krum.kernels` can leave out the zeros of x, and it may pay."""
-    return x.shape[-1] >= LONG and other.shape[-1] >= WIDE and compiled(x) and x.stride(-1) == other.stride(-1) == 1
+    return x.shape[-1] >= LONG and other.shape[-1] >= WIDE and compiled(other) and x.stride(-1) == other.stride(-1) == 1
 
 
 def compiled(x: "Tensor") -> bool:
-    """`krum.kernels` computes with such numbers: float32 on the CPU."""
+    """`krum.kernels` computes with such numbers, and with bytes beside them: float32 on the CPU."""
     import torch
 
     return x.device.type == "cpu" and x.dtype == torch.float32
+
+
+def as_floats(x: "Tensor") -> "Tensor":
+    """The numbers that bytes stand for, 255ths, as float32; others as they are."""
+    import torch
+
+    return x if x.is_floating_point() else torch.div(x, LEVELS)
 
 
 def _left(done: np.ndarray) -> list[slice]:

@@ -439,7 +439,7 @@ class Simulation:
         its logits is the greatest of them, the first NaN if there are several.
         """
         errors, losses = [], []
-        memory = self._empty(1, SAMPLES_AT_ONCE, self._features.shape[1])
+        memory = self._no_samples(1, SAMPLES_AT_ONCE)
         for replica, held_out in enumerate(self._held_out):
             own = [(weight[replica : replica + 1], bias[replica : replica + 1]) for weight, bias in self.parameters]
             blocks = [index[None] for index in held_out.split(SAMPLES_AT_ONCE)]
@@ -507,6 +507,8 @@ class Simulation:
         cell = self.cell
         features = samples.as_floats() if self.dataset.standardise else samples.features
         self._features = torch.from_numpy(features).to(self.device, None if features.dtype == np.uint8 else self.dtype)
+        # Bytes stay bytes, a quarter of the memory to read and write, where the compiled products take them.
+        self._as_they_are = not cell.points and models.compiled(self._empty(0))
         self._pixels = self._features.new_empty((SAMPLES_AT_ONCE, features.shape[1]))
         self._labels = torch.from_numpy(samples.labels).to(self.device)
         partitions = {
@@ -531,12 +533,11 @@ class Simulation:
     def _samples(self, index: Tensor, replicas: Tensor | None = None, memory: Tensor | None = None) -> Tensor:
         """The samples `index [r, s]` of some replicas, all by default, as their training folds standardise them.
 
-        Written to `memory [r, s, features]` if given: the system's fresh pages cost as much as the copy.
+        Written to `memory` (see `_no_samples`) if given: the system's fresh pages cost as much as the copy.
         """
-        if memory is None:
-            memory = self._empty(*index.shape, self._features.shape[1])
+        memory = self._no_samples(*index.shape) if memory is None else memory
         rows, index = memory.view(-1, memory.shape[-1]), index.view(-1)
-        if self._features.dtype == self.dtype:
+        if self._features.dtype == memory.dtype:
             torch.index_select(self._features, 0, index, out=rows)
         else:
             for some, numbers in zip(rows.split(SAMPLES_AT_ONCE), index.split(SAMPLES_AT_ONCE), strict=True):
@@ -574,6 +575,11 @@ class Simulation:
 
     def _empty(self, *shape: int) -> Tensor:
         return torch.empty(shape, dtype=self.dtype, device=self.device)
+
+    def _no_samples(self, *shape: int) -> Tensor:
+        """Memory for samples of that shape: [*shape, features], numbers or bytes (see `krum.models.as_floats`)."""
+        dtype = self._features.dtype if self._as_they_are else self.dtype
+        return torch.empty((*shape, self._features.shape[1]), dtype=dtype, device=self.device)
 
     def _stacked(self, arrays: list[np.ndarray]) -> Tensor:
         return torch.from_numpy(np.stack(arrays)).to(self.device, self.dtype)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from krum import aggregation, experiment, sharded
 from krum.experiment import Cell
+from krum.models import as_floats
 from krum.simulation import Simulation, stream
 
 
@@ -63,7 +64,7 @@ class Split(Simulation):
 
     def _forward(self, samples: Tensor) -> list[Tensor]:
         """Every layer's inputs [s, in], then the logits, whole on every rank."""
-        inputs = [samples]
+        inputs = [as_floats(samples)]
         for layer, (weight, bias) in enumerate(self.slices):
             own = inputs[-1] @ weight + bias
             inputs.append(self._whole(own if layer == len(self.slices) - 1 else own.relu_(), layer))

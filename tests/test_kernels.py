@@ -12,6 +12,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from krum import kernels
+from krum.models import as_floats
 
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 ADDITIONS = kernels.CHUNK // kernels.LANES
@@ -133,6 +134,15 @@ def test_nothing_is_read_behind_the_last_number(dtype):
                     at_end[0, -1, -1] = rows * width > 2
                     assert kernels.sparse_products(torch.ones(1, rows, 9), at_end, others[:, :width, :9]).all()
                     assert kernels.sparse_outer_sums(torch.ones(1, width, 9), at_end, y, 1.0).all()
+            in_bytes = torch.frombuffer(memory, dtype=torch.uint8, count=mmap.PAGESIZE).zero_()
+            for rows in range(1, 9):
+                for width in (1, 7, 15, 16, 17, 63, 64, 65):
+                    at_end, delta = in_bytes[-rows * width:].view(1, rows, width), torch.ones(1, rows, 9)
+                    at_end[0, -1, -1] = rows * width > 2
+                    assert kernels.sparse_products(torch.ones(1, rows, 9), at_end, torch.ones(1, width, 9)).all()
+                    assert kernels.sparse_outer_sums(torch.ones(1, width, 9), at_end, delta, 1.0).all()
+                    gram = torch.zeros(1, rows, rows, dtype=torch.float64)
+                    kernels.add_inner_products(gram, at_end, torch.ones(1, rows, 40), "gradients")
     """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"exit {done.returncode}: {done.stderr}"
@@ -268,6 +278,40 @@ def test_sparse_products(replicas, rows, width, columns, seed, sliced):
         out = torch.ones(replicas, rows, columns)
         kernels.sparse_products(out, x, weight)
         assert torch.equal(alone, out[:, -1:])
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    workers=st.sampled_from([1, 2, 5]),
+    rows=st.sampled_from([1, 3, 64, 65]),
+    width=st.sampled_from([1, 63, 64, 130, 784]),
+    columns=st.sampled_from([1, 31, 40, 105, 211]),
+    seed=st.integers(0, 999),
+    spoiled=st.booleans(),
+)
+def test_bytes_stand_for_their_255ths(workers, rows, width, columns, seed, spoiled):
+    """Every result is, to the last bit, that of the same numbers as float32."""
+    x = (mostly_zeros(2, workers * rows, width, seed).abs() * 80).clamp(max=255).to(torch.uint8)
+    x[0, 0, 0], x[0, -1, -1] = 255, 1
+    floats = as_floats(x)
+    assert floats.dtype == torch.float32 and np.array_equal(floats.numpy(), x.numpy() / np.float32(255))
+    weight, delta = (drawn(2 * n, columns, torch.float32, seed).view(2, n, columns) for n in (width, workers * rows))
+    if spoiled:
+        weight[1, 0, 0] = delta[1, 0, 0] = torch.nan
+    for write, size, other in (
+        (kernels.sparse_products, workers * rows, weight),
+        (kernels.sparse_outer_sums, width, delta),
+        (partial(kernels.sparse_outer_sums, scale=-0.5, add=True), width, delta),
+    ):
+        out, expected = torch.ones(2, size, columns), torch.ones(2, size, columns)
+        done = write(out, x, other)
+        assert np.array_equal(done, write(expected, floats, other))
+        assert out[done].numpy().tobytes() == expected[done].numpy().tobytes()
+    for branch in (None, "samples", "gradients"):
+        out, expected = (torch.zeros(2, workers, workers, dtype=torch.float64) for _ in range(2))
+        kernels.add_inner_products(out, x, delta, branch)
+        kernels.add_inner_products(expected, floats, delta, branch)
+        assert out.numpy().tobytes() == expected.numpy().tobytes()
 
 
 def test_what_is_not_sparse_or_not_finite_is_left():
