@@ -784,13 +784,12 @@ def _sum_marked(
             return [*whole, _masked_load(builder, at[-1], vectors[-1], mask)]
 
         def times(factor: ir.Value, row: list[ir.Value], so_far: list[ir.Value]) -> list[ir.Value]:
-            return [
-                builder.call(
-                    _fused(builder, FLOAT, part.type.count),
-                    [_in_all_lanes(builder, factor, part.type.count), part, there],
-                )
-                for part, there in zip(row, so_far, strict=True)
-            ]
+            grown = []
+            for part, there in zip(row, so_far, strict=True):
+                lanes = part.type.count
+                fused, factors = _fused(builder, FLOAT, lanes), _in_all_lanes(builder, factor, lanes)
+                grown.append(builder.call(fused, [factors, part, there]))
+            return grown
 
         before = builder.block
         word, loop, after, done = (builder.append_basic_block() for _ in range(4))
@@ -851,16 +850,30 @@ def _sum_marked(
 
 
 @_compiled
-def _finite(begin, step, count, columns, last, in_lanes):
-    """No number of `count` rows is an infinity or a NaN: zero times each is zero."""
-    words = (count + MARKED - 1) // MARKED
-    marks, sums = np.full(words, -1), np.empty(columns, np.float32)
+def _sums_marked(
+    count, marks, words, x, x_step, x_next, rows, row_step, out, out_step, last, scale, add, in_lanes, in_rows, like
+):
+    """`_sum_marked` for `count` x, which are as many as `in_rows` is long, or fewer: then one after the other."""
+    if count == len(in_rows):
+        _sum_marked(
+            marks, words, x, x_step, x_next, rows, row_step, out, out_step, last, scale, add, in_lanes, in_rows, like
+        )
+    else:
+        for k in range(count):
+            x_k, out_k = x + k * x_next, out + k * out_step
+            _sum_marked(marks, words, x_k, x_step, 0, rows, row_step, out_k, 0, last, scale, add, in_lanes, (0,), like)
+
+
+@_compiled
+def _finite(begin, step, count, columns, marks, last, in_lanes):
+    """No number of `count` rows is an infinity or a NaN: zero times each is zero. `marks [words]` is overwritten."""
+    marks[:] = -1
     if count % MARKED:
         marks[-1] = (1 << count % MARKED) - 1
-    zero = np.zeros(1, np.float32)
+    zero, sums = np.zeros(1, np.float32), np.empty(columns, np.float32)
     _sum_marked(
-        marks.ctypes.data, words, zero.ctypes.data, 0, 0, begin, step, sums.ctypes.data, 0, last, np.float32(1), False,
-        in_lanes, (0,), zero,
+        marks.ctypes.data, len(marks), zero.ctypes.data, 0, 0, begin, step, sums.ctypes.data, 0, last, np.float32(1),
+        False, in_lanes, (0,), zero,
     )  # fmt: skip
     for total in sums:
         if total != 0:
@@ -878,8 +891,10 @@ def _sparse_products(x, weight, out, rows, columns, in_lanes, in_rows, like, don
     last = columns - LANES * (len(in_lanes) - 1)
     for replica in range(len(done)):
         of_x, of_weight, of_out = x[0] + replica * x[1], weight[0] + replica * weight[1], out[0] + replica * out[1]
-        done[replica] &= _is_sparse(of_x, x[2], rows, width, DENSEST, like)
-        done[replica] &= _finite(of_weight, weight[2], width, columns, last, in_lanes)
+        if done[replica] and _is_sparse(of_x, x[2], rows, width, DENSEST, like):
+            done[replica] = _finite(of_weight, weight[2], width, columns, marks, last, in_lanes)
+        else:
+            done[replica] = False
         if done[replica]:
             for s in range(0, rows, together):
                 here, to_out, one = of_x + s * x[2], of_out + s * out[2], np.float32(1)
@@ -889,17 +904,10 @@ def _sparse_products(x, weight, out, rows, columns, in_lanes, in_rows, like, don
                     marks[k] = _marks_across(from_x, at_once, like)
                     for more in range(1, count):
                         marks[k] |= _marks_across(from_x + more * x[2], at_once, like)
-                if count == together:
-                    _sum_marked(
-                        to_marks, words, here, like.itemsize, x[2], of_weight, weight[2], to_out, out[2], last, one,
-                        False, in_lanes, in_rows, like,
-                    )  # fmt: skip
-                else:
-                    for more in range(count):
-                        _sum_marked(
-                            to_marks, words, here + more * x[2], like.itemsize, 0, of_weight, weight[2],
-                            to_out + more * out[2], 0, last, one, False, in_lanes, (0,), like,
-                        )  # fmt: skip
+                _sums_marked(
+                    count, to_marks, words, here, like.itemsize, x[2], of_weight, weight[2], to_out, out[2], last, one,
+                    False, in_lanes, in_rows, like,
+                )  # fmt: skip
 
 
 @_compiled
@@ -946,17 +954,10 @@ def _outer_sums(
         if add and not any_marked:
             continue
         from_x, to_out, to_marks = x + like.itemsize * k, out + k * out_step, united.ctypes.data
-        if some == together:
-            _sum_marked(
-                to_marks, words, from_x, x_step, like.itemsize, delta, delta_step, to_out, out_step, last, scale, add,
-                in_lanes, in_rows, like,
-            )  # fmt: skip
-        else:
-            for more in range(some):
-                _sum_marked(
-                    to_marks, words, from_x + more * like.itemsize, x_step, 0, delta, delta_step,
-                    to_out + more * out_step, 0, last, scale, add, in_lanes, (0,), like,
-                )  # fmt: skip
+        _sums_marked(
+            some, to_marks, words, from_x, x_step, like.itemsize, delta, delta_step, to_out, out_step, last, scale, add,
+            in_lanes, in_rows, like,
+        )  # fmt: skip
     return others
 
 

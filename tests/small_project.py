@@ -23,8 +23,8 @@ OTHER = EXPERIMENT.replace("[average, krum, median]", "[krum, medoid]").replace(
 
 def make(folder: Path) -> Path:
     """Put it into an empty folder."""
-    for name in ("krum", "profiles"):
-        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("krum", "profiles"):  # with the kernels that are compiled already
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("*.pyc"))
     for name in ("Snakefile", "environment.yml"):
         shutil.copy(ROOT / name, folder)
     (folder / "docs").mkdir()
