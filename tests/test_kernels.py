@@ -285,7 +285,7 @@ def test_sparse_products(replicas, rows, width, columns, seed, sliced):
     workers=st.sampled_from([1, 2, 5]),
     rows=st.sampled_from([1, 3, 64, 65]),
     width=st.sampled_from([1, 63, 64, 130, 784]),
-    columns=st.sampled_from([1, 31, 40, 105, 211]),
+    columns=st.sampled_from([7, 100, 211]),
     seed=st.integers(0, 999),
     spoiled=st.booleans(),
 )
