@@ -37,9 +37,17 @@ PER_FORMED, NARROWEST = 25, 5
 class Part:
     """A weighted sum of gradients in some replicas: per layer `scale x^T delta`; for the bias, delta's scaled sum."""
 
-    replicas: Tensor | None  # their indices, or None for all of them
+    replicas: Tensor | slice  # their indices, or those that lie one after the other
     scale: float
     factors: list[tuple[Tensor, Tensor]]  # per layer x [r, s, in] and delta [r, s, out]
+
+    def one_by_one(self) -> list["Part"]:
+        """Each of the replicas that have indices by itself."""
+        assert isinstance(self.replicas, Tensor)
+        return [
+            Part(slice(r, r + 1), self.scale, [(x[k : k + 1], delta[k : k + 1]) for x, delta in self.factors])
+            for k, r in enumerate(self.replicas.tolist())
+        ]
 
 
 @dataclass(frozen=True)
@@ -120,22 +128,25 @@ class WorkerGradients:
         """
         if common:
             factors = list(zip(self.inputs, self.deltas, strict=True))
-            return [Part(None, weights[0, 0].item() / self.batch_size, factors)]
+            return [Part(slice(None), weights[0, 0].item() / self.batch_size, factors)]
         counts = (weights != 0).sum(-1)
         distinct = sorted(set(counts.tolist()))
         if len(distinct) == 1:
             return [self._weighted(None, weights, distinct[0])] if distinct[0] else []
         groups = [(count, (counts == count).nonzero().squeeze(-1)) for count in distinct if count]
-        return [self._weighted(group, weights, count) for count, group in groups]
+        parts = [self._weighted(group, weights, count) for count, group in groups]
+        # On the CPU, a copy of some replicas' parameters costs more than their sums; elsewhere, a call for each does.
+        return [one for part in parts for one in part.one_by_one()] if compiled(self.like) else parts
 
     def _weighted(self, group: Tensor | None, weights: Tensor, used: int) -> "Part":
         """Of replicas that all give weight to as many workers."""
         replicas, h = weights.shape
         own = weights if group is None else weights[group]
-        chosen = None if group is None and used == h else own.reshape(-1).nonzero().squeeze(-1)
-        per_worker = (own.reshape(-1) if chosen is None else own.reshape(-1)[chosen])[:, None] / self.batch_size
-        if chosen is not None and group is not None:
-            chosen = group[chosen // h] * h + chosen % h
+        flat, chosen = own.reshape(-1), None
+        if group is not None or used < h:
+            place = flat.nonzero().squeeze(-1)
+            flat, chosen = flat[place], place if group is None else group[place // h] * h + place % h
+        per_worker = flat[:, None] / self.batch_size
         factors = []
         for x, delta in zip(self.inputs, self.deltas, strict=True):
             by_worker = [part.reshape(replicas * h, -1) for part in (x, delta)]
@@ -144,7 +155,7 @@ class WorkerGradients:
             of_x, of_delta = by_worker
             weighted = (of_delta * per_worker).view(len(own), -1, delta.shape[-1])
             factors.append((of_x.view(len(own), -1, x.shape[-1]), weighted))
-        return Part(group, 1.0, factors)
+        return Part(slice(None) if group is None else group, 1.0, factors)
 
     def inner_products(self, vectors: Tensor) -> Tensor:
         """`<G_i, E_k>` with flat `vectors [R, e, d]`: [R, h, e] float64."""

@@ -56,9 +56,9 @@ LOOKED_AT = 64  # rows that tell whether leaving out zeros pays
 NARROW = 32  # columns of a factor that is not taken in vectors
 MET = 512  # rows of a sparse product's other factor that stay in the cache
 SIDE = 13 * LANES  # columns of a product that stay in registers
-# Where registers are wide and many enough, they hold two rows of a product, whose union of zeros both leave out.
-WIDE = 2 * LANES if get_host_cpu_features().get("avx512f") else LANES
-IN_ROWS = (0,) * (WIDE // LANES)  # one 0 a row
+# Where registers are wide and many enough, they hold two rows of a product, and zeros that both have are left out.
+REGISTER = 2 * LANES if get_host_cpu_features().get("avx512f") else LANES  # numbers
+IN_ROWS = (0,) * (REGISTER // LANES)  # one 0 a row
 
 # How numba sees the numbers: it has no bfloat16, and its float16 is not for CPUs.
 SEEN_AS = {torch.float32: np.float32, torch.float64: np.float64, torch.float16: np.int16, torch.bfloat16: np.uint16}
@@ -147,7 +147,7 @@ def add_inner_products(gram: Tensor, x: Tensor, delta: Tensor, branch: str | Non
     forming = np.full(replicas, most >= 1 if branch is None else branch == "gradients")
     if branch is None and 0 < most < 1 and fan_out >= NARROW:
         _choose(_place(x), rows, most, forming, _like(x))
-    like, zero = np.empty(0, np.float32), np.float32(0)
+    like, zero = _like(delta), np.float32(0)
     if not forming.all():
         numbers = as_floats(x)  # by a name, so that they are there as long as they are read
         _add_pairs(_place(numbers), _place(delta), rows, rows // workers, forming, like, zero, gram.numpy())
@@ -332,11 +332,9 @@ def _torchs_team() -> Any:
 # ------------------------------------------------------------------------------------------------------- compiled
 
 FLOAT, DOUBLE = ir.FloatType(), ir.DoubleType()
-BIT, SHORT, INT, LONG_INT = (ir.IntType(bits) for bits in (1, 16, 32, 64))
-LOADED = {
-    types.float32: FLOAT, types.float64: DOUBLE, types.int16: ir.HalfType(), types.uint16: SHORT,
-    types.uint8: ir.IntType(8),
-}  # fmt: skip
+BIT, BYTE, SHORT, INT, LONG_INT = (ir.IntType(bits) for bits in (1, 8, 16, 32, 64))
+HALF = ir.HalfType()
+LOADED = {types.float32: FLOAT, types.float64: DOUBLE, types.int16: HALF, types.uint16: SHORT, types.uint8: BYTE}
 
 
 def _of_lanes(kind: ir.Type) -> ir.Type:
@@ -416,8 +414,8 @@ def _in_all_lanes(builder: ir.IRBuilder, value: ir.Value, lanes: int = LANES) ->
 
 def _row_vectors(count: int) -> list[ir.VectorType]:
     """The vectors that a row of `count` times LANES numbers is read in; the last has LANES of them."""
-    wide, rest = divmod(LANES * (count - 1), WIDE)
-    lanes = [WIDE] * wide + [LANES] * (rest // LANES) + [LANES]
+    whole, rest = divmod(LANES * (count - 1), REGISTER)
+    lanes = [REGISTER] * whole + [LANES] * (rest // LANES) + [LANES]
     return [ir.VectorType(FLOAT, width) for width in lanes]
 
 

@@ -409,15 +409,12 @@ class Simulation:
     ) -> None:
         parameters = self.parameters if parameters is None else parameters
         for part in gradients.weighted(weights, common):
-            step = rate * part.scale
-            # One replica after the other's, in place: copies of some replicas' weights would cost more than the sums.
-            pieces = [(slice(None), slice(None))]
-            if part.replicas is not None:
-                pieces = [(slice(r, r + 1), slice(k, k + 1)) for k, r in enumerate(part.replicas.tolist())]
+            step, own = rate * part.scale, part.replicas
             for (weight, bias), (x, delta) in zip(parameters, part.factors, strict=True):
-                for own, among in pieces:
-                    models.add_outer_sums(weight[own], x[among], delta[among], -step)
-                    bias[own].sub_(delta[among].sum(1), alpha=step)
+                of_weight = models.add_outer_sums(weight[own], x, delta, -step)
+                of_bias = bias[own].sub_(delta.sum(1), alpha=step)
+                if isinstance(own, Tensor):  # what indices lead to is a copy
+                    weight[own], bias[own] = of_weight, of_bias
 
     def _descend(self, rate: float, vector: Tensor, replicas: slice = slice(None)) -> None:
         for (weight, bias), (of_weight, of_bias) in zip(

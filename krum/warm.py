@@ -85,7 +85,7 @@ def serve(listening: socket.socket, path: Path) -> None:
 
 
 def _do_first_things() -> None:
-    """What every process does once, and what would cost each child half a second: a kernel, and digests of the code."""
+    """What every process does once, and what would cost each child a second: a kernel, and digests of the code."""
     import torch
 
     from krum import kernels, provenance
