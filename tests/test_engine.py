@@ -129,6 +129,22 @@ CASES = [
 ]
 
 
+def decided_by_rounding(vectors, f):
+    """Bulyan meets two vectors whose scores differ by no more than rounding, but not each other's nearest ones."""
+    n = len(vectors)
+    between = (
+        torch.cdist(vectors, vectors, compute_mode="donot_use_mm_for_euclid_dist").square().fill_diagonal_(torch.inf)
+    )
+    left = list(range(n))
+    for count in range(n, 2 * f, -1):
+        nearest = between[left][:, left].sort(-1).values[:, : max(1, count - f - 2)]
+        scores, order = nearest.sum(-1).sort(stable=True)
+        if nearest.shape[1] > 1 and scores[1] - scores[0] < 1e-12 * scores[1]:
+            return True
+        left.pop(int(order[0]))
+    return False
+
+
 @pytest.mark.parametrize(("aggregator", "attack", "model", "branch"), CASES, ids=str)
 def test_step_equals_autograd(make_cell, few_samples, aggregator, attack, model, branch):
     fewer = {"byzantine": 2 if attack != "none" else 0, "declared_f": 2} if aggregator == "bulyan" else {}
@@ -168,6 +184,8 @@ def test_step_equals_autograd(make_cell, few_samples, aggregator, attack, model,
             if AGGREGATORS[aggregator].previous:
                 context = {"previous": previous[replica]}
             expected = krum.aggregate(vectors[replica], aggregator, f=cell.declared_f, **context)
+            if aggregator == "bulyan" and decided_by_rounding(vectors[replica], cell.declared_f):
+                continue
             found, tolerance = moved[replica], 1e-10 * max(1, float(expected.abs().max()))
             if attack == "gaussian" and aggregator == "geometric-median":
                 # The step is drawn as one sum, not as several vectors: equal up to a turn about the honest gradients.
