@@ -121,6 +121,8 @@ def draw(rows: pd.DataFrame, experiment: Mapping[str, Any]) -> Figure:
 def save(figure: Figure, stem: Path, results: str = "") -> list[Path]:
     """Write `stem`.png and `stem`.pdf, each complete or not at all, with the digest of the results that they show."""
     paths = [stem.with_name(f"{stem.name}.png"), stem.with_name(f"{stem.name}.pdf")]
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")  # laid out once, for both
     for path, metadata in zip(paths, ({"Source": results}, {"Keywords": results, "CreationDate": None}), strict=True):
         with store.replacing(path) as temporary:
             figure.savefig(temporary, dpi=160, metadata=metadata)

@@ -69,7 +69,9 @@ def serve(listening: socket.socket, path: Path) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a Ctrl-C, the workflow and the waiting jobs hear, and end this
     threading.Thread(target=_end_with_the_workflow, args=(path,), daemon=True).start()
 
-    from krum import claims, datasets, plots, report, simulation  # noqa: F401  what jobs import
+    from matplotlib.backends import backend_agg, backend_pdf  # noqa: F401  what jobs import, as all of these
+
+    from krum import claims, datasets, plots, report, simulation  # noqa: F401
     from krum.__main__ import main
 
     _do_first_things()
