@@ -116,11 +116,13 @@ class Adversary:
             return self.vectors(standard_deviation * torch.stack(drawn))
         return Gaussian(self, standard_deviation)
 
-    def draw(self, replica: int, count: int) -> Tensor:
-        """`[count, d]` standard normal numbers from the replica's own generator."""
+    def draw(self, replica: int, count: int, memory: Tensor | None = None) -> Tensor:
+        """`[count, d]` standard normal numbers from the replica's own generator, in `memory` if given."""
         like = self.gradients.like
         noise = self.noise[replica]
-        return torch.empty(count, self.dimension, dtype=like.dtype, device=noise.device).normal_(generator=noise)
+        if memory is None:
+            memory = torch.empty(count, self.dimension, dtype=like.dtype, device=noise.device)
+        return memory.normal_(generator=noise)
 
 
 @dataclass
@@ -257,9 +259,14 @@ class Gaussian(ByzantineVectors):
         if not bool((weights != 0).any()):
             return None, None
         if "_drawn" not in self.__dict__:  # nobody looked at the inner products: the sum is one Gaussian vector
-            drawn = torch.stack([self.adversary.draw(replica, 1)[0] for replica in range(self.adversary.replicas)])
+            kept, replicas = self.adversary.memory, self.adversary.replicas
+            if "gaussian sum" not in kept:  # memory that serves every round: fresh pages cost as much as to fill them
+                kept["gaussian sum"] = weights.new_empty((replicas, 1, self.adversary.dimension))
+            drawn = kept["gaussian sum"]
+            for replica, row in enumerate(drawn):
+                self.adversary.draw(replica, 1, row)
             scale = self.standard_deviation * weights.square().sum(-1, keepdim=True).sqrt()
-            return None, drawn.to(weights.device).mul_(scale)
+            return None, drawn[:, 0].mul_(scale)
         coefficients, explicit = self._formed(weights[:, None])
         return coefficients[:, 0], explicit[:, 0]
 

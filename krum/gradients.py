@@ -21,7 +21,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from krum.models import Model, as_floats, compiled, outer_sums, product, sparse_product
+from krum.models import Model, affine, as_floats, compiled, outer_sums, product
 
 Branch = Literal["samples", "gradients"]
 
@@ -165,7 +165,7 @@ class WorkerGradients:
             zip(self.inputs, self.deltas, strict=True), self._unflatten(vectors), strict=True
         ):
             side_by_side = weight.transpose(1, 2).flatten(2)
-            at_output = (sparse_product(x, side_by_side).unflatten(-1, (count, -1))).add_(bias[:, None])
+            at_output = affine(x, side_by_side, bias.flatten(1)).unflatten(-1, (count, -1))
             by_row = at_output.mul_(delta[:, :, None]).sum(-1)
             total += by_row.double().view(replicas, self.workers, -1, count).sum(2) / self.batch_size
         return total

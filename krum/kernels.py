@@ -9,7 +9,7 @@ half of a symmetric matrix is computed, and chunks of columns are short enough f
 - `add_inner_products`: what a layer adds to those of the workers' gradients, from its inputs and derivatives.
 - `squared_differences`: `||V_i - V_j||^2` in float64 from the differences, which cancel nothing.
 - `weighted_sum`: a rule's combination of the rows, in float64.
-- `sparse_products`, `sparse_outer_sums`: matrix products that leave out the many zeros of one factor, which may be an
+- `sparse_affine`, `sparse_outer_sums`: matrix products that leave out the many zeros of one factor, which may be an
   image's bytes.
 
 Columns are cut into spans by their number alone, and spans are added in order: threads change no bit. Same values in
@@ -37,8 +37,8 @@ from krum.models import as_floats
 
 TILE = 4  # rows by rows
 LANES = 8  # sums side by side
-CHUNK = 1024  # columns whose products are added up before they go into float64
-LONG = 2**20  # columns: from here on vectors are closer to each other, and chunks half as long tell them apart
+CHUNK = 1024  # columns that are added up before they go into float64
+PROVING = 512  # columns of products that shall tell vectors apart: fewer, and so closer, for hardly more time
 UNIT = 2.0**-24  # of float32: half the distance from 1 to the next number
 LOST = 2.0**-120  # more than a product can lose to underflow, with vectors of length 1
 ROUNDING = 1e-11  # of float64, relative, and to spare
@@ -56,9 +56,12 @@ LOOKED_AT = 64  # rows that tell whether leaving out zeros pays
 NARROW = 32  # columns of a factor that is not taken in vectors
 MET = 512  # rows of a sparse product's other factor that stay in the cache
 SIDE = 13 * LANES  # columns of a product that stay in registers
-# Where registers are wide and many enough, they hold two rows of a product, and zeros that both have are left out.
+# Where registers are wide and many enough, they hold three rows of a product, and zeros that all have are left out.
 REGISTER = 2 * LANES if get_host_cpu_features().get("avx512f") else LANES  # numbers
-IN_ROWS = (0,) * (REGISTER // LANES)  # one 0 a row
+IN_ROWS = (0,) * (3 if REGISTER > LANES else 1)  # one 0 a row
+ALONE, ADDED_TO, RECTIFIED, MASKED = range(4)  # what becomes of a sum, see `_sum_marked`
+
+LEVELS_OF_BYTES = np.arange(256, dtype=np.float32) / np.float32(LEVELS)
 
 # How numba sees the numbers: it has no bfloat16, and its float16 is not for CPUs.
 SEEN_AS = {torch.float32: np.float32, torch.float64: np.float64, torch.float16: np.int16, torch.bfloat16: np.uint16}
@@ -77,12 +80,8 @@ def fit(parts: Sequence[Part]) -> bool:
 
 def products(parts: Sequence[Part]) -> tuple[Tensor, int]:
     """Inner products `<V_i, V_j>` of n vectors, float64 [n, n], and how many float32 additions each product passed."""
-    return _products(_rows(parts))
-
-
-def _products(rows: "list[_Rows]") -> tuple[Tensor, int]:
-    chunk = CHUNK if sum(some.d for some in rows) < LONG else CHUNK // 2
-    return _over_spans(rows, rows, True, chunk, np.float32(0)), chunk // LANES
+    rows = _rows(parts)
+    return _over_spans(rows, rows, True, PROVING, np.float32(0)), PROVING // LANES
 
 
 def distance_bounds(parts: Sequence[Part]) -> Tensor | None:
@@ -90,16 +89,20 @@ def distance_bounds(parts: Sequence[Part]) -> Tensor | None:
 
     A sum of products, in whatever order, in which no product passes through more than c additions is wrong by at most
     `c u / (1 - c u) sum_k |x_k y_k|`, u = 2^-24 (Higham, Accuracy and Stability of Numerical Algorithms, 2002, section
-    3.1). Here c is at most CHUNK / LANES however many columns there are.
+    3.1). Here c is at most PROVING / LANES however many columns there are.
     """
     rows = _rows(parts)
-    if any(_share_a_large_part(some.addresses, some.lengths, some.like) for some in rows):
-        return None
-    gram, additions = _products(rows)
-    passed = (additions + 1) * UNIT
-    lost = LOST * sum(some.d for some in rows)
-    bounds = np.empty((2, *gram.shape))
-    told = _bounds(gram.numpy(), passed / (1 - 2 * passed) + ROUNDING, lost, bounds)
+    passed = (PROVING // LANES + 1) * UNIT
+    relative, lost = passed / (1 - 2 * passed) + ROUNDING, LOST * sum(some.d for some in rows)
+    n = rows[0].addresses.shape[1]
+    bounds = np.empty((2, n, n))
+    if len(rows) == 1 and _spans(n * n, rows[0].d, PROVING) == 1:  # small vectors, whose calls cost more than they do
+        some = rows[0]
+        told = _bounds_at_once(some.padded, some.lengths, PROVING, some.like, np.float32(0), relative, lost, bounds)
+    elif any(_share_a_large_part(some.addresses, some.lengths, some.like) for some in rows):
+        told = False
+    else:
+        told = _bounds(_over_spans(rows, rows, True, PROVING, np.float32(0)).numpy(), relative, lost, bounds)
     return torch.from_numpy(bounds) if told else None
 
 
@@ -116,12 +119,23 @@ def squared_differences(parts: Sequence[Part], chosen: Sequence[int] | None = No
     return _over_spans([some.of(chosen) for some in rows], rows, False, CHUNK, np.float64(0))
 
 
+def sums_of_nearest(measure: Tensor, neighbours: int) -> Tensor:
+    """For each i the sum of its `neighbours` least values `measure[..., i, j]`, j != i, where a NaN is infinite.
+
+    `measure [..., n, n]` is float64 and contiguous, on the CPU; the sums are [..., n].
+    """
+    sums = measure.new_empty(measure.shape[:-1])
+    n = measure.shape[-1]
+    _sums_of_nearest(measure.numpy().reshape(-1, n, n), neighbours, sums.numpy().reshape(-1, n))
+    return sums
+
+
 def weighted_sum(weights: Sequence[float], part: Part, result: Tensor) -> None:
     """Write `sum_i weights_i V_i`, computed in float64, into `result [d]`; rows and result are float32 or float64."""
     used = [i for i, weight in enumerate(weights) if weight]
     missing = -len(used) % 4
     factors = np.array([weights[i] for i in used] + [0.0] * missing)
-    addresses = np.array(_begin(part), np.uint64)[used + used[:1] * missing]
+    addresses = np.array(_begin(part, used + used[:1] * missing), np.uint64)
     into, like = result.numpy(), np.empty(0, SEEN_AS[result.dtype])
     spans = max(1, min(torch.get_num_threads(), len(used) * len(into) // READ))
     if spans == 1:
@@ -149,28 +163,39 @@ def add_inner_products(gram: Tensor, x: Tensor, delta: Tensor, branch: str | Non
         _choose(_place(x), rows, most, forming, _like(x))
     like, zero = _like(delta), np.float32(0)
     if not forming.all():
-        numbers = as_floats(x)  # by a name, so that they are there as long as they are read
-        _add_pairs(_place(numbers), _place(delta), rows, rows // workers, forming, like, zero, gram.numpy())
+        places, of_worker = (_place(x), _place(delta)), rows // workers
+        _add_pairs(*places, rows, of_worker, forming, like, zero, _like(x), LEVELS_OF_BYTES, gram.numpy())
     if forming.any():
         ones = torch.ones(()).expand(replicas, rows, 1)
         of_weight = (x, delta) if fan_out >= NARROW else (delta, as_floats(x))
-        finite = _finite_replicas(of_weight[1])  # of the bias's ones, none is left out in any case
         for one, in_vectors in (of_weight, (ones, delta)):
             for first, count, in_lanes in _column_blocks(in_vectors.shape[-1]):
                 places = _place(one), _place(in_vectors, first)
-                rest = (finite, forming, rows // workers, count, in_lanes, IN_ROWS, like, zero, _like(one))
+                rest = (forming, rows // workers, count, in_lanes, IN_ROWS, like, zero, _like(one))
                 _add_products_of_formed(*places, *rest, gram.numpy())
 
 
-def sparse_products(out: Tensor, x: Tensor, weight: Tensor) -> np.ndarray:
-    """Write `x W` to `out [R, S, k]`, for `x [R, S, in]` and `weight [R, in, k]`; says for which replicas, bool [R].
+def sparse_affine(out: Tensor, x: Tensor, weight: Tensor, bias: Tensor, rectify: bool = False) -> np.ndarray:
+    """Write `x W + bias`, or 0 where that is less and `rectify` is said, to `out [R, S, k]`; says where, bool [R].
+
+    x is [R, S, in], weight [R, in, k] and bias [R, k].
 
     It is for those whose first rows are zeros mostly (DENSEST) and whose W is finite, so that every product left out is
     a zero. Of others, out is undefined. All are float32 on the CPU, or x bytes (see `krum.models.as_floats`), the
     numbers of a row one after the other. Every replica has the bytes that it has alone, and every row those that it has
     alone.
     """
-    return _sparse(_sparse_products, np.ones(len(x), np.bool_), out, x, weight)
+    there, end = (bias.data_ptr(), 4 * bias.stride(0), 0), RECTIFIED if rectify else ADDED_TO
+    return _in_blocks(_row_products, np.ones(len(x), np.bool_), out, x, weight, end, True, there=there)
+
+
+def through_relu(out: Tensor, delta: Tensor, weight: Tensor, activation: Tensor) -> None:
+    """Write `delta W^T` where the activation is positive, and 0 elsewhere, to `out [R, S, in]`, for all replicas.
+
+    delta is [R, S, k], weight [R, in, k], the activation [R, S, in].
+    """
+    across, there, done = weight.mT.contiguous(), _place(activation)[:3], np.ones(len(delta), np.bool_)
+    _in_blocks(_row_products, done, out, delta, across, MASKED, False, there=there)
 
 
 def sparse_outer_sums(out: Tensor, x: Tensor, delta: Tensor, scale: float = 1.0, add: bool = False) -> np.ndarray:
@@ -178,23 +203,20 @@ def sparse_outer_sums(out: Tensor, x: Tensor, delta: Tensor, scale: float = 1.0,
 
     With `add`, it is added, and where it says no, out is as before.
     """
-    return _sparse(_sparse_outer_sums, _finite_replicas(delta), out, x, delta, np.float32(scale), add)
+    # Of several blocks of columns, none may be added before the last is known to be finite.
+    finite = delta.sum((1, 2)).isfinite().numpy() if delta.shape[-1] > SIDE else np.ones(len(x), np.bool_)
+    return _in_blocks(_sparse_outer_sums, finite, out, x, delta, np.float32(scale), add)
 
 
 def _place(part: Tensor, column: int = 0) -> tuple[int, int, int, int]:
     """Where `[R, rows, width]` begins, from a column on, bytes from replica to replica and row to row, and width."""
-    size = part.element_size()
-    return part.data_ptr() + size * column, size * part.stride(0), size * part.stride(1), part.shape[2]
+    size, (of_replica, of_row, _) = part.element_size(), part.stride()
+    return part.data_ptr() + size * column, size * of_replica, size * of_row, part.shape[2]
 
 
 def _like(part: Tensor) -> np.ndarray:
     """No numbers, of the part's dtype."""
     return np.empty(0, np.uint8 if part.dtype == torch.uint8 else np.float32)
-
-
-def _finite_replicas(part: Tensor) -> np.ndarray:
-    """Which replicas certainly hold no NaN and no infinity, as a sum that is finite has none."""
-    return part.sum((1, 2)).isfinite().numpy()
 
 
 def _column_blocks(columns: int) -> Iterator[tuple[int, int, tuple[int, ...]]]:
@@ -206,11 +228,23 @@ def _column_blocks(columns: int) -> Iterator[tuple[int, int, tuple[int, ...]]]:
         yield first, count, (0,) * -(-count // LANES)  # its length is known when a function is compiled
 
 
-def _sparse(add: Callable, done: np.ndarray, out: Tensor, x: Tensor, other: Tensor, *rest: Any) -> np.ndarray:
-    """Call a compiled function for each block of `out`'s columns, and for the replicas that are not yet given up."""
+def _in_blocks(
+    add: Callable,
+    done: np.ndarray,
+    out: Tensor,
+    x: Tensor,
+    other: Tensor,
+    *rest: Any,
+    there: tuple[int, int, int] | None = None,
+) -> np.ndarray:
+    """Call a compiled function for each block of `out`'s columns, and for the replicas that are not yet given up.
+
+    `there` is where something with as many columns begins, and bytes from replica to replica and from row to row.
+    """
     for first, count, in_lanes in _column_blocks(other.shape[-1]):
         places = _place(x), _place(other, first), _place(out, first)
-        add(*places, x.shape[1], count, *rest, in_lanes, IN_ROWS, _like(x), done)
+        beside = () if there is None else ((there[0] + 4 * first, *there[1:]),)
+        add(*places, *beside, x.shape[1], count, *rest, in_lanes, IN_ROWS, _like(x), done)
     return done
 
 
@@ -233,12 +267,13 @@ class _Rows:
         return self.addresses if n % TILE == 0 else self.addresses.take([*range(n), *[n - 1] * (-n % TILE)], axis=1)
 
 
-def _begin(part: Part) -> list[int]:
-    """Where each row begins."""
+def _begin(part: Part, rows: Iterable[int] | None = None) -> list[int]:
+    """Where each row begins, or some of them."""
+    rows = range(len(part)) if rows is None else rows
     if not isinstance(part, Tensor):
-        return [row.data_ptr() for row in part]
+        return [part[row].data_ptr() for row in rows]
     begin, step = part.data_ptr(), part.stride(0) * part.element_size()
-    return [begin + step * row for row in range(len(part))]
+    return [begin + step * row for row in rows]
 
 
 def _rows(parts: Sequence[Part]) -> list[_Rows]:
@@ -271,8 +306,7 @@ def _over_spans(left: list[_Rows], right: list[_Rows], symmetric: bool, chunk: i
 def _add_spans(left: _Rows, right: _Rows, symmetric: bool, chunk: int, zero: np.floating, total: np.ndarray) -> None:
     d, a = left.d, left.padded
     b = a if right is left else right.padded
-    spans = max(1, min(SPANS, total.size * d // SPAN_WORK, d // chunk))
-    spans = 2 ** (spans.bit_length() - 1)  # a power of two divides among most numbers of cores
+    spans = _spans(total.size, d, chunk)
     cuts = [d * i // spans // chunk * chunk for i in range(spans)] + [d]
 
     def span(first: int, last: int, out: np.ndarray | None = None) -> np.ndarray:
@@ -286,6 +320,11 @@ def _add_spans(left: _Rows, right: _Rows, symmetric: bool, chunk: int, zero: np.
         with np.errstate(invalid="ignore"):  # inf - inf, of vectors that are not finite
             for out in _in_threads(span, cuts, torch.get_num_threads()):
                 total += out
+
+
+def _spans(pairs: int, d: int, chunk: int) -> int:
+    """How many spans d columns are cut into: a power of two, which divides among most numbers of cores."""
+    return 2 ** (max(1, min(SPANS, pairs * d // SPAN_WORK, d // chunk)).bit_length() - 1)
 
 
 def _in_threads(span: Callable[[int, int], Any], cuts: Sequence[int], threads: int) -> Iterable[Any]:
@@ -437,7 +476,7 @@ def _factor(builder: ir.IRBuilder, address: ir.Value, seen: types.Type) -> ir.Va
     if levels is None:
         levels = ir.GlobalVariable(builder.module, table, name)
         levels.linkage, levels.global_constant = "internal", True
-        levels.initializer = ir.Constant(table, (np.arange(256, dtype=np.float32) / np.float32(LEVELS)).tolist())
+        levels.initializer = ir.Constant(table, LEVELS_OF_BYTES.tolist())
     place = builder.gep(levels, [ir.Constant(INT, 0), builder.zext(value, INT)], inbounds=True)
     return builder.load(place, align=4)
 
@@ -547,6 +586,16 @@ def _tile(typing, left, i, right, j, start, count, like, zero, out, step):
 
 
 @intrinsic
+def _byte(typing, address):
+    """The byte at an address."""
+
+    def generate(context, builder, signature, arguments):
+        return builder.load(builder.inttoptr(arguments[0], BYTE.as_pointer()))
+
+    return types.uint8(types.intp), generate
+
+
+@intrinsic
 def _value(typing, address, like):
     """The number at an address, as a float64."""
 
@@ -587,12 +636,33 @@ def _put_at_infinity(between):
 
 
 @_compiled
+def _sums_of_nearest(measure, neighbours, sums):
+    nearest = np.empty(neighbours + 1)  # in order, and one to spare
+    for problem in range(len(measure)):
+        for i in range(measure.shape[1]):
+            count = 0
+            for j in range(measure.shape[2]):
+                value = np.inf if np.isnan(measure[problem, i, j]) else measure[problem, i, j]
+                if j == i or (count == neighbours and value >= nearest[count - 1]):
+                    continue
+                place = count
+                while place > 0 and nearest[place - 1] > value:
+                    nearest[place] = nearest[place - 1]
+                    place -= 1
+                nearest[place] = value
+                count = min(count + 1, neighbours)
+            sums[problem, i] = 0
+            for value in nearest[:count]:
+                sums[problem, i] += value
+
+
+@_compiled
 def _bounds(gram, relative, lost, bounds):
-    """Write below and above all squared distances; False where an inner product is not finite."""
-    for i in range(len(gram)):
+    """Write below and above all squared distances; False where an inner product is not finite. Reads an upper half."""
+    for i in range(bounds.shape[1]):
         bounds[:, i, i] = 0
         for j in range(i):
-            product = gram[i, j]
+            product = gram[j, i]
             both = np.sqrt(gram[i, i]) + np.sqrt(gram[j, j])
             error = relative * both**2 + lost * (both + 1) ** 2
             middle = gram[i, i] + gram[j, j] - 2 * product
@@ -630,6 +700,16 @@ def _add_tiles(left, right, lengths, symmetric, first, last, chunk, like, zero, 
 
 
 @_compiled
+def _bounds_at_once(addresses, lengths, chunk, like, zero, relative, lost, bounds):
+    """`_bounds` of the products of rows that are one span; False where they share a large part, too."""
+    if _share_a_large_part(addresses, lengths, like):
+        return False
+    gram = np.zeros((addresses.shape[1], addresses.shape[1]))
+    _add_tiles(addresses, addresses, lengths, True, 0, lengths.sum(), chunk, like, zero, gram)
+    return _bounds(gram, relative, lost, bounds)
+
+
+@_compiled
 def _begin_rows(begin, of_row, rows, padded):
     """Where rows begin, the last one repeated until tiles are full, as [1, padded]."""
     addresses = np.empty((1, padded), np.uint64)
@@ -639,16 +719,27 @@ def _begin_rows(begin, of_row, rows, padded):
 
 
 @_compiled
-def _add_pairs(x, delta, total, rows, forming, like, zero, gram):
+def _add_pairs(x, delta, total, rows, forming, like, zero, like_x, levels, gram):
     """Add the sums over pairs of rows, `rows` of each worker, where gradients are not formed; x and delta: `_place`."""
     padded = (total + TILE - 1) // TILE * TILE
     of_x, of_delta = np.empty((padded, padded)), np.empty((padded, padded))
+    numbers = np.empty((total, x[3]) if like_x.itemsize == 1 else (0, 0), np.float32)  # what bytes stand for
     for replica in range(len(gram)):
         if forming[replica]:
             continue
-        for (begin, of_replica, of_row, width), products in ((x, of_x), (delta, of_delta)):
+        begin_x, step_x = x[0] + replica * x[1], x[2]
+        if like_x.itemsize == 1:
+            for s in range(total):
+                for k in range(x[3]):
+                    numbers[s, k] = levels[_byte(begin_x + s * x[2] + k)]
+            begin_x, step_x = np.int64(numbers.ctypes.data), np.int64(4 * x[3])
+        of_replica = delta[0] + replica * delta[1]
+        for begin, of_row, width, products in (
+            (begin_x, step_x, x[3], of_x),
+            (of_replica, delta[2], delta[3], of_delta),
+        ):
             products[:] = 0
-            addresses = _begin_rows(begin + replica * of_replica, of_row, total, padded)
+            addresses = _begin_rows(begin, of_row, total, padded)
             lengths = np.array([width])
             _add_tiles(addresses, addresses, lengths, True, 0, width, CHUNK, like, zero, products)
         for s in range(total):
@@ -758,17 +849,21 @@ def _count(typing, marks):
 
 @intrinsic
 def _sum_marked(
-    typing, marks, words, x, x_step, x_next, rows, row_step, out, out_step, last, scale, add, in_lanes, in_rows, like
-):
+    typing, marks, words, x, x_step, x_next, rows, row_step, out, out_step, there, there_step, last, scale, end,
+    in_lanes, in_rows, like,
+):  # fmt: skip
     """Write `scale sum_k x_k row_k` over the marked k to `out`, once for each of as many x as `in_rows` is long.
 
     `marks` is where the marks of all k begin, MARKED of them in each of the words. From k to k + 1 there are `x_step`
-    and `row_step` bytes, from one x to the next `x_next`, and from its result to the next one's `out_step`. With `add`,
-    the sum is added to what is there. A row has as many times LANES numbers as `in_lanes` is long, `last` in the last.
+    and `row_step` bytes, from one x to the next `x_next`, and from its result to the next one's `out_step`. A row has
+    as many times LANES numbers as `in_lanes` is long, `last` in the last. What becomes of the sum in the `end`: it is
+    written (ALONE), added to what is `there` (ADDED_TO), that and then rectified (RECTIFIED), or written where what is
+    there is positive, and 0 elsewhere (MASKED); `there_step` bytes from one x to the next.
     """
 
     def generate(context, builder, signature, arguments):
-        marks_, words_, x_, x_step_, x_next_, rows_, row_step_, out_, out_step_, last_, scale_, add_ = arguments[:12]
+        marks_, words_, x_, x_step_, x_next_, rows_, row_step_, out_, out_step_ = arguments[:9]
+        there_, there_step_, last_, scale_, end_ = arguments[9:14]
         vectors, mask = _row_vectors(len(in_lanes)), _first(builder, last_, LANES)
         begin = [sum(vector.count for vector in vectors[:k]) for k in range(len(vectors))]
         zeros = [ir.Constant(vector, None) for _ in range(len(in_rows)) for vector in vectors]
@@ -780,6 +875,9 @@ def _sum_marked(
             at = [builder.add(place, number(4 * first)) for first in begin]
             whole = [_load(builder, a, types.float32, FLOAT, v.count) for a, v in zip(at[:-1], vectors, strict=False)]
             return [*whole, _masked_load(builder, at[-1], vectors[-1], mask)]
+
+        def below(values: ir.Value, how: str) -> ir.Value:
+            return builder.fcmp_ordered(how, values, ir.Constant(values.type, None))
 
         def times(factor: ir.Value, row: list[ir.Value], so_far: list[ir.Value]) -> list[ir.Value]:
             grown = []
@@ -824,16 +922,23 @@ def _sum_marked(
         builder.cbranch(builder.icmp_signed("<", further, words_), word, done)
 
         builder.position_at_end(done)
+        ends = {end: builder.icmp_signed("==", end_, number(end)) for end in (ALONE, RECTIFIED, MASKED)}
         for one in range(len(in_rows)):
-            place = builder.add(out_, builder.mul(out_step_, number(one)))
             start, read, write = builder.block, builder.append_basic_block(), builder.append_basic_block()
-            builder.cbranch(add_, read, write)
+            builder.cbranch(ends[ALONE], write, read)
             builder.position_at_end(read)
-            there = load(place)
+            present = load(builder.add(there_, builder.mul(there_step_, number(one))))
             builder.branch(write)
             builder.position_at_end(write)
-            at_first = [_either(builder, (ir.Constant(old.type, None), start), (old, read)) for old in there]
-            results = times(scale_, totals[one * len(vectors) : (one + 1) * len(vectors)], at_first)
+            known = [_either(builder, (ir.Constant(old.type, None), start), (old, read)) for old in present]
+            results, place = [], builder.add(out_, builder.mul(out_step_, number(one)))
+            for k, beside in enumerate(known):
+                nothing, lanes = ir.Constant(beside.type, None), beside.type.count
+                more = builder.select(ends[MASKED], nothing, beside)
+                (result,) = times(scale_, [totals[one * len(vectors) + k]], [more])
+                masked = builder.and_(_in_all_lanes(builder, ends[MASKED], lanes), below(beside, "<="))
+                negative = builder.and_(_in_all_lanes(builder, ends[RECTIFIED], lanes), below(result, "<"))
+                results.append(builder.select(builder.or_(masked, negative), nothing, result))
             for offset, result in zip(begin[:-1], results, strict=False):
                 pointer = builder.inttoptr(builder.add(place, number(4 * offset)), result.type.as_pointer())
                 builder.store(result, pointer, align=4)
@@ -844,22 +949,26 @@ def _sum_marked(
         return context.get_dummy_value()
 
     number = types.intp
-    return types.void(*[number] * 10, types.float32, types.boolean, in_lanes, in_rows, like), generate
+    return types.void(*[number] * 12, types.float32, number, in_lanes, in_rows, like), generate
 
 
 @_compiled
 def _sums_marked(
-    count, marks, words, x, x_step, x_next, rows, row_step, out, out_step, last, scale, add, in_lanes, in_rows, like
-):
+    count, marks, words, x, x_step, x_next, rows, row_step, out, out_step, there, there_step, last, scale, end,
+    in_lanes, in_rows, like,
+):  # fmt: skip
     """`_sum_marked` for `count` x, which are as many as `in_rows` is long, or fewer: then one after the other."""
     if count == len(in_rows):
         _sum_marked(
-            marks, words, x, x_step, x_next, rows, row_step, out, out_step, last, scale, add, in_lanes, in_rows, like
-        )
+            marks, words, x, x_step, x_next, rows, row_step, out, out_step, there, there_step, last, scale, end,
+            in_lanes, in_rows, like,
+        )  # fmt: skip
     else:
         for k in range(count):
-            x_k, out_k = x + k * x_next, out + k * out_step
-            _sum_marked(marks, words, x_k, x_step, 0, rows, row_step, out_k, 0, last, scale, add, in_lanes, (0,), like)
+            _sum_marked(
+                marks, words, x + k * x_next, x_step, 0, rows, row_step, out + k * out_step, 0, there + k * there_step,
+                0, last, scale, end, in_lanes, (0,), like,
+            )  # fmt: skip
 
 
 @_compiled
@@ -870,8 +979,8 @@ def _finite(begin, step, count, columns, marks, last, in_lanes):
         marks[-1] = (1 << count % MARKED) - 1
     zero, sums = np.zeros(1, np.float32), np.empty(columns, np.float32)
     _sum_marked(
-        marks.ctypes.data, len(marks), zero.ctypes.data, 0, 0, begin, step, sums.ctypes.data, 0, last, np.float32(1),
-        False, in_lanes, (0,), zero,
+        marks.ctypes.data, len(marks), zero.ctypes.data, 0, 0, begin, step, sums.ctypes.data, 0, 0, 0, last,
+        np.float32(1), ALONE, in_lanes, (0,), zero,
     )  # fmt: skip
     for total in sums:
         if total != 0:
@@ -880,8 +989,11 @@ def _finite(begin, step, count, columns, marks, last, in_lanes):
 
 
 @_compiled
-def _sparse_products(x, weight, out, rows, columns, in_lanes, in_rows, like, done):
-    """Of x, weight and out: their `_place`."""
+def _row_products(x, weight, out, there, rows, columns, end, asks, in_lanes, in_rows, like, done):
+    """Of x, weight, out and what is there: their `_place`.
+
+    If it `asks`, only replicas whose x is sparse and whose W is finite are done; otherwise all, zeros and all.
+    """
     width, together = x[3], len(in_rows)
     words = (width + MARKED - 1) // MARKED
     marks = np.empty(words, np.int64)
@@ -889,22 +1001,24 @@ def _sparse_products(x, weight, out, rows, columns, in_lanes, in_rows, like, don
     last = columns - LANES * (len(in_lanes) - 1)
     for replica in range(len(done)):
         of_x, of_weight, of_out = x[0] + replica * x[1], weight[0] + replica * weight[1], out[0] + replica * out[1]
-        if done[replica] and _is_sparse(of_x, x[2], rows, width, DENSEST, like):
-            done[replica] = _finite(of_weight, weight[2], width, columns, marks, last, in_lanes)
-        else:
+        of_there = there[0] + replica * there[1]
+        if asks and not (done[replica] and _is_sparse(of_x, x[2], rows, width, DENSEST, like)):
             done[replica] = False
+            continue
+        finite = _finite(of_weight, weight[2], width, columns, marks, last, in_lanes)
+        done[replica] = finite or not asks
         if done[replica]:
             for s in range(0, rows, together):
                 here, to_out, one = of_x + s * x[2], of_out + s * out[2], np.float32(1)
                 count = min(together, rows - s)
-                for k in range(words):
+                for k in range(words if finite else 0):  # otherwise every number is marked
                     from_x, at_once = here + like.itemsize * MARKED * k, min(MARKED, width - MARKED * k)
                     marks[k] = _marks_across(from_x, at_once, like)
                     for more in range(1, count):
                         marks[k] |= _marks_across(from_x + more * x[2], at_once, like)
                 _sums_marked(
-                    count, to_marks, words, here, like.itemsize, x[2], of_weight, weight[2], to_out, out[2], last, one,
-                    False, in_lanes, in_rows, like,
+                    count, to_marks, words, here, like.itemsize, x[2], of_weight, weight[2], to_out, out[2],
+                    of_there + s * there[2], there[2], last, one, end, in_lanes, in_rows, like,
                 )  # fmt: skip
 
 
@@ -953,8 +1067,8 @@ def _outer_sums(
             continue
         from_x, to_out, to_marks = x + like.itemsize * k, out + k * out_step, united.ctypes.data
         _sums_marked(
-            some, to_marks, words, from_x, x_step, like.itemsize, delta, delta_step, to_out, out_step, last, scale, add,
-            in_lanes, in_rows, like,
+            some, to_marks, words, from_x, x_step, like.itemsize, delta, delta_step, to_out, out_step, to_out, out_step,
+            last, scale, ADDED_TO if add else ALONE, in_lanes, in_rows, like,
         )  # fmt: skip
     return others
 
@@ -963,11 +1077,15 @@ def _outer_sums(
 def _sparse_outer_sums(x, delta, out, rows, columns, scale, add, in_lanes, in_rows, like, done):
     """Of x, delta and out: their `_place`."""
     width = x[3]
+    of_rows = np.empty((rows + MARKED - 1) // MARKED, np.int64)
     marks = np.empty((MET // MARKED, MARKED_DOWN), np.int64)
     last = columns - LANES * (len(in_lanes) - 1)
     for replica in range(len(done)):
         of_x, of_delta, of_out = x[0] + replica * x[1], delta[0] + replica * delta[1], out[0] + replica * out[1]
-        done[replica] &= _is_sparse(of_x, x[2], rows, width, DENSEST, like)
+        if done[replica] and _is_sparse(of_x, x[2], rows, width, DENSEST, like):
+            done[replica] = _finite(of_delta, delta[2], rows, columns, of_rows, last, in_lanes)
+        else:
+            done[replica] = False
         if done[replica]:
             for top in range(0, rows, MET):
                 some, count, more = of_delta + top * delta[2], min(MET, rows - top), add or top > 0
@@ -981,13 +1099,14 @@ def _sparse_outer_sums(x, delta, out, rows, columns, scale, add, in_lanes, in_ro
 
 
 @_compiled
-def _add_products_of_formed(x, delta, finite, forming, rows, columns, in_lanes, in_rows, like, zero, like_x, gram):
+def _add_products_of_formed(x, delta, forming, rows, columns, in_lanes, in_rows, like, zero, like_x, gram):
     """Add the inner products of all workers' `x^T delta` where `forming`, without zeros of x where delta is finite.
 
     Of x and delta: their `_place`.
     """
     workers, width = gram.shape[1], x[3]
     marks = np.empty(((rows + MARKED - 1) // MARKED, MARKED_DOWN), np.int64)
+    of_rows = np.empty((workers * rows + MARKED - 1) // MARKED, np.int64)
     last = columns - LANES * (len(in_lanes) - 1)
     padded = (workers + TILE - 1) // TILE * TILE
     formed, products = np.empty((workers, MARKED_DOWN * columns), np.float32), np.empty((padded, padded))
@@ -996,14 +1115,16 @@ def _add_products_of_formed(x, delta, finite, forming, rows, columns, in_lanes, 
         if not forming[replica]:
             continue
         products[:] = 0
+        of_replica = delta[0] + replica * delta[1]
+        every = not _finite(of_replica, delta[2], workers * rows, columns, of_rows, last, in_lanes)
         for k in range(0, width, MARKED_DOWN):
             count, others = min(MARKED_DOWN, width - k), False
             for worker in range(workers):
                 top = worker * rows
                 from_x = x[0] + replica * x[1] + top * x[2] + like_x.itemsize * k
-                of_delta = delta[0] + replica * delta[1] + top * delta[2]
+                of_delta = of_replica + top * delta[2]
                 others |= _outer_sums(
-                    from_x, x[2], of_delta, delta[2], rows, count, not finite[replica], marks,
+                    from_x, x[2], of_delta, delta[2], rows, count, every, marks,
                     formed[worker].ctypes.data, 4 * columns, last, np.float32(1), False, in_lanes, in_rows, like_x,
                 )  # fmt: skip
             if others:

@@ -89,13 +89,13 @@ class MLP:
     def forward(self, parameters: "Parameters", samples: "Tensor") -> tuple[list["Tensor"], list["Tensor"], "Tensor"]:
         inputs = [samples]
         for weight, bias in parameters[:-1]:
-            inputs.append(affine(inputs[-1], weight, bias).relu_())
+            inputs.append(affine(inputs[-1], weight, bias, rectify=True))
         return inputs, inputs, affine(inputs[-1], *parameters[-1])
 
     def backward(self, parameters: "Parameters", activations: list["Tensor"], at_logits: "Tensor") -> list["Tensor"]:
         deltas = [at_logits]
         for (weight, _), activation in zip(parameters[:0:-1], activations[:0:-1], strict=True):
-            deltas.append(_through_relu(product(deltas[-1], weight.mT), activation))
+            deltas.append(through_relu(deltas[-1], weight, activation))
         return deltas[::-1]
 
 
@@ -131,17 +131,17 @@ class ConvNet:
         inputs, activations = [], [as_floats(samples)]
         for layer, (weight, bias) in enumerate(parameters[:-1]):
             inputs.append(self._unfold(activations[-1].view(replicas, count, -1), layer))
-            activations.append(affine(inputs[-1], weight, bias).relu_())
+            activations.append(affine(inputs[-1], weight, bias, rectify=True))
         inputs.append(activations[-1].view(replicas, count, -1))
         return inputs, activations, affine(inputs[-1], *parameters[-1])
 
     def backward(self, parameters: "Parameters", activations: list["Tensor"], at_logits: "Tensor") -> list["Tensor"]:
         replicas, count, _ = at_logits.shape
         at_input = product(at_logits, parameters[-1][0].mT).view_as(activations[-1])
-        deltas = [at_logits, _through_relu(at_input, activations[-1])]
+        deltas = [at_logits, _masked(at_input, activations[-1])]
         for layer in range(len(self.channels) - 2, 0, -1):
             at_input = self._fold(product(deltas[-1], parameters[layer][0].mT), layer, replicas, count)
-            deltas.append(_through_relu(at_input, activations[layer]))
+            deltas.append(_masked(at_input, activations[layer]))
         return deltas[::-1]
 
     def _unfold(self, maps: "Tensor", layer: int) -> "Tensor":
@@ -189,25 +189,49 @@ def product(one: "Tensor", other: "Tensor") -> "Tensor":
 
 # Rows at least this long, of products at least this wide, are first asked for zeros.
 LONG, WIDE = 128, 32
+LINE = 16  # numbers of a line of a CPU's cache
 
 
-def sparse_product(x: "Tensor", weight: "Tensor") -> "Tensor":
-    """`product(x, weight)` for rows x that may be zeros mostly, as an image's are: what is zero is left out."""
+def affine(x: "Tensor", weight: "Tensor", bias: "Tensor", rectify: bool = False) -> "Tensor":
+    """`x W + bias` for `x [R, S, in]`, at least 0 with `rectify`: [R, S, out], contiguous.
+
+    Rows x may be zeros mostly, as an image's are: what is zero is left out.
+    """
     if not _may_be_sparse(x, weight):
-        return product(as_floats(x), weight)
+        return _dense_affine(x, weight, bias, rectify)
     from krum import kernels
 
     out = weight.new_empty((*x.shape[:2], weight.shape[-1]))
-    for replica in _left(kernels.sparse_products(out, x, weight)):
-        out[replica] = product(as_floats(x[replica]), weight[replica])
+    for replica in _left(kernels.sparse_affine(out, x, weight, bias.contiguous(), rectify)):
+        out[replica] = _dense_affine(x[replica], weight[replica], bias[replica], rectify)
     return out
 
 
-def affine(x: "Tensor", weight: "Tensor", bias: "Tensor") -> "Tensor":
-    """`x W + bias` for `x [R, S, in]`: [R, S, out], contiguous."""
+def _dense_affine(x: "Tensor", weight: "Tensor", bias: "Tensor", rectify: bool) -> "Tensor":
     if weight.shape[-1] >= NARROW:
-        return sparse_product(x, weight).add_(bias[:, None])  # baddbmm would first write the bias everywhere
-    return product(weight.mT, as_floats(x).mT).add_(bias[..., None]).mT.contiguous()
+        out = product(as_floats(x), weight).add_(bias[:, None])  # baddbmm would first write the bias everywhere
+    else:
+        out = product(weight.mT, as_floats(x).mT).add_(bias[..., None]).mT.contiguous()
+    return out.relu_() if rectify else out
+
+
+def spaced(weight: "Tensor") -> "Tensor":
+    """`weight [R, in, out]`, whose rows `krum.kernels` may read, in memory where each begins with a line of a cache."""
+    fan_in, fan_out = weight.shape[1:]
+    if fan_in < LONG or fan_out < WIDE or not compiled(weight):
+        return weight
+    return weight.new_empty((len(weight), fan_in, fan_out + -fan_out % LINE))[..., :fan_out].copy_(weight)
+
+
+def through_relu(delta: "Tensor", weight: "Tensor", activation: "Tensor") -> "Tensor":
+    """`delta W^T` where the activation is positive, 0 elsewhere: [R, S, out] and [R, in, out] -> [R, S, in]."""
+    if delta.shape[-1] < NARROW and compiled(delta):  # so short a sum is sooner taken, and masked at once, by ours
+        from krum import kernels
+
+        out = activation.new_empty(activation.shape)
+        kernels.through_relu(out, delta, weight, activation)
+        return out
+    return _masked(product(delta, weight.mT), activation)
 
 
 def outer_sums(x: "Tensor", delta: "Tensor") -> "Tensor":
@@ -261,7 +285,7 @@ def _left(done: np.ndarray) -> list[slice]:
     return [slice(None)] if not done.any() else [slice(k, k + 1) for k in (~done).nonzero()[0].tolist()]
 
 
-def _through_relu(delta: "Tensor", activation: "Tensor") -> "Tensor":
+def _masked(delta: "Tensor", activation: "Tensor") -> "Tensor":
     """delta where the activation is positive, 0 elsewhere, in place and in one pass."""
     import torch
 

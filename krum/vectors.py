@@ -51,10 +51,10 @@ def read(given: Any) -> Vectors:
     if not given:
         raise InputError(f"vectors: found an empty {type(given).__name__}; {FORMS}")
     vectors = [_leaves(vector, f"vectors[{i}]") for i, vector in enumerate(given)]
-    names = list(given[0]) if isinstance(given[0], Mapping) else None
+    names = _names(given[0])
     for i, vector in enumerate(vectors):
         alike = len(vector) == len(vectors[0]) and all(map(_alike, vector, vectors[0]))
-        if not alike or names != (list(given[i]) if isinstance(given[i], Mapping) else None):
+        if not alike or names != _names(given[i]):
             raise InputError(
                 f"vectors[{i}]: found {_described(given[i], vector)}, but vectors[0] is "
                 f"{_described(given[0], vectors[0])}; give n vectors of one form"
@@ -65,12 +65,18 @@ def read(given: Any) -> Vectors:
     return Vectors(flat, lambda parts: _like(given[0], parts))
 
 
+def _names(vector: Any) -> list[Any] | None:
+    """The keys of one vector, if it has any."""
+    return list(vector) if not isinstance(vector, Tensor) and isinstance(vector, Mapping) else None
+
+
 def _leaves(vector: Any, what: str) -> list[Tensor]:
     """The tensors of one vector, in order."""
-    if isinstance(vector, Mapping):
-        return [as_tensor(leaf, f"{what}[{name!r}]") for name, leaf in vector.items()]
     if isinstance(vector, list | tuple):
         return [as_tensor(leaf, f"{what}[{i}]") for i, leaf in enumerate(vector)]
+    names = _names(vector)
+    if names is not None:
+        return [as_tensor(vector[name], f"{what}[{name!r}]") for name in names]
     return [as_tensor(vector, what)]
 
 

@@ -15,7 +15,7 @@ from krum import kernels
 from krum.models import as_floats
 
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
-ADDITIONS = kernels.CHUNK // kernels.LANES
+ADDITIONS = kernels.PROVING // kernels.LANES
 
 
 def drawn(n, d, dtype, seed=0):
@@ -127,19 +127,29 @@ def test_nothing_is_read_behind_the_last_number(dtype):
                 for width in (1, 7, 8, 9, 17):
                     at_end, zeros = readable[-rows * width:].view(1, rows, width), torch.zeros(1, 20, 20)
                     x, y, others = zeros[:, :rows, :rows], zeros[:, :rows, :9], torch.ones(1, 20, 20)
-                    assert kernels.sparse_products(at_end.zero_(), y, others[:, :9, :width]).all()
-                    assert kernels.sparse_products(torch.ones(1, rows, width), x, at_end).all()
+                    bias = others[0, :1, :width]
+                    assert kernels.sparse_affine(at_end.zero_(), y, others[:, :9, :width], bias).all()
+                    assert kernels.sparse_affine(torch.ones(1, rows, width), x, at_end, bias).all()
+                    out, weight, active = torch.ones(1, rows, width), others[:, :rows, :width], others[:, :width, :9]
+                    assert kernels.sparse_affine(out, x, weight, at_end[0, -1:]).all()
+                    kernels.through_relu(at_end, y, active, others[:, :rows, :width])
+                    kernels.through_relu(out, y, active, at_end)
+                    kernels.through_relu(torch.ones(1, rows, 9), at_end, others[:, :9, :width], others[:, :rows, :9])
                     assert kernels.sparse_outer_sums(at_end, x, others[:, :rows, :width], 1.0).all()
                     assert kernels.sparse_outer_sums(torch.ones(1, 9, width), y, at_end, 1.0).all()
                     at_end[0, -1, -1] = rows * width > 2
-                    assert kernels.sparse_products(torch.ones(1, rows, 9), at_end, others[:, :width, :9]).all()
+                    assert kernels.sparse_affine(
+                        torch.ones(1, rows, 9), at_end, others[:, :width, :9], others[0, :1, :9]
+                    ).all()
                     assert kernels.sparse_outer_sums(torch.ones(1, width, 9), at_end, y, 1.0).all()
             in_bytes = torch.frombuffer(memory, dtype=torch.uint8, count=mmap.PAGESIZE).zero_()
             for rows in range(1, 9):
                 for width in (1, 7, 15, 16, 17, 63, 64, 65):
                     at_end, delta = in_bytes[-rows * width:].view(1, rows, width), torch.ones(1, rows, 9)
                     at_end[0, -1, -1] = rows * width > 2
-                    assert kernels.sparse_products(torch.ones(1, rows, 9), at_end, torch.ones(1, width, 9)).all()
+                    assert kernels.sparse_affine(
+                        torch.ones(1, rows, 9), at_end, torch.ones(1, width, 9), torch.ones(1, 9)
+                    ).all()
                     assert kernels.sparse_outer_sums(torch.ones(1, width, 9), at_end, delta, 1.0).all()
                     gram = torch.zeros(1, rows, rows, dtype=torch.float64)
                     kernels.add_inner_products(gram, at_end, torch.ones(1, rows, 40), "gradients")
@@ -240,16 +250,22 @@ def mostly_zeros(replicas, rows, width, seed=0, share=0.2):
     return x * (torch.rand(x.shape, generator=generator) < share)
 
 
+def affine(out, x, weight, rectify=False):
+    """`kernels.sparse_affine` with a bias of eighths, which are exact."""
+    bias = torch.arange(weight.shape[-1]).expand(len(x), -1) / 8
+    return kernels.sparse_affine(out, x, weight, bias.contiguous(), rectify)
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     replicas=st.integers(1, 3),
-    rows=st.sampled_from([1, 2, 63, 64, 65, 129, 300]),
+    rows=st.sampled_from([1, 2, 3, 63, 64, 65, 129, 300]),
     width=st.sampled_from([1, 15, 63, 64, 65, 127, 130, 784]),
     columns=st.sampled_from([1, 7, 8, 32, 100, 104, 105, 211]),
     seed=st.integers(0, 999),
     sliced=st.booleans(),
 )
-def test_sparse_products(replicas, rows, width, columns, seed, sliced):
+def test_sparse_affine_and_outer_sums(replicas, rows, width, columns, seed, sliced):
     """Both in float64, with the bound that no order of summation exceeds; a replica alone, and a row alone."""
     x = mostly_zeros(replicas, rows, width, seed)
     if sliced:
@@ -259,8 +275,10 @@ def test_sparse_products(replicas, rows, width, columns, seed, sliced):
     weight = drawn(replicas * width, columns, torch.float32, seed).view(replicas, width, columns)
     delta = drawn(replicas * rows, columns, torch.float32, seed).view(replicas, rows, columns)
     forward, backward = torch.full((replicas, rows, columns), 7.0), torch.full((replicas, width, columns), 7.0)
+    bias = torch.arange(columns) / 8
     for write, other, at_first, factor, exact in (
-        (kernels.sparse_products, weight, forward, 0, lambda a, b: a @ b),
+        (affine, weight, forward, 0, lambda a, b: a @ b + bias),
+        (partial(affine, rectify=True), weight, forward, 0, lambda a, b: (a @ b + bias).relu()),
         (kernels.sparse_outer_sums, delta, backward, 0, lambda a, b: a.mT @ b),
         (partial(kernels.sparse_outer_sums, scale=-0.5, add=True), delta, backward, 1, lambda a, b: -0.5 * (a.mT @ b)),
     ):
@@ -268,16 +286,68 @@ def test_sparse_products(replicas, rows, width, columns, seed, sliced):
         assume(write(out, x, other).all())
         expected = factor * at_first + exact(x.double(), other.double())
         size = factor * at_first + exact(x.abs().double(), other.abs().double()).abs()
-        assert bool(((out - expected).abs() <= (width + rows) * kernels.UNIT * size).all())
+        assert bool(((out - expected).abs() <= (width + rows + 1) * kernels.UNIT * size).all())
         for replica in range(replicas):
             alone = at_first[:1].clone()
             write(alone, x[replica : replica + 1].clone(), other[replica : replica + 1].clone())
             assert alone.numpy().tobytes() == out[replica].numpy().tobytes()
     alone = torch.ones(replicas, 1, columns)
-    if kernels.sparse_products(alone, x[:, -1:], weight).all():
+    if affine(alone, x[:, -1:], weight).all():
         out = torch.ones(replicas, rows, columns)
-        kernels.sparse_products(out, x, weight)
+        affine(out, x, weight)
         assert torch.equal(alone, out[:, -1:])
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    replicas=st.integers(1, 3),
+    rows=st.sampled_from([1, 2, 3, 4, 50]),
+    width=st.sampled_from([1, 2, 10, 64, 65]),
+    columns=st.sampled_from([1, 8, 100, 104, 105, 211]),
+    seed=st.integers(0, 999),
+    spoiled=st.sampled_from([None, torch.nan, torch.inf]),
+)
+def test_through_relu(replicas, rows, width, columns, seed, spoiled):
+    """As the product and autograd's mask; a replica alone, and beside one whose weights are not finite."""
+    delta, weight = (drawn(replicas * n, width, torch.float32, seed).view(replicas, n, width) for n in (rows, columns))
+    activation = drawn(replicas * rows, columns, torch.float32, seed + 1).view(replicas, rows, columns).relu()
+    delta[:, :, 0] *= torch.arange(rows) % 2
+    activation[0, 0, 0] = torch.nan
+    if spoiled is not None:
+        weight[-1, -1, 0] = spoiled
+    out = torch.full((replicas, rows, columns), 7.0)
+    kernels.through_relu(out, delta, weight, activation)
+    exact = delta.double() @ weight.double().mT
+    expected = exact.where(~(activation <= 0), 0.0)
+    assert torch.equal(out.isfinite(), expected.isfinite()), "zero times infinity is a NaN"
+    size = delta.abs().double() @ weight.abs().double().mT
+    close = ((out - expected).abs() <= (width + 1) * kernels.UNIT * size) | (out == expected)
+    assert bool((close | ~expected.isfinite()).all())
+    for replica in range(replicas):
+        alone = torch.ones(1, rows, columns)
+        one = (part[replica : replica + 1].clone() for part in (delta, weight, activation))
+        kernels.through_relu(alone, *one)
+        assert alone.numpy().tobytes() == out[replica].numpy().tobytes()
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    problems=st.integers(1, 3),
+    n=st.integers(1, 70),
+    seed=st.integers(0, 999),
+    among=st.sampled_from([2, 5, 10**6]),
+    data=st.data(),
+)
+def test_sums_of_nearest(problems, n, seed, among, data):
+    """Sorted and added up in order, to the last bit, with ties, infinities and NaN; alone and among others."""
+    neighbours = data.draw(st.integers(0, n - 1))
+    rng = np.random.default_rng(seed)
+    measure = rng.integers(among, size=(problems, n, n)) / 7
+    measure[rng.random(measure.shape) < 0.05] = rng.choice([np.inf, np.nan])
+    found = kernels.sums_of_nearest(torch.from_numpy(measure), neighbours).numpy()
+    for problem, row in np.ndindex(problems, n):
+        others = np.sort(np.delete(np.nan_to_num(measure[problem, row], nan=np.inf, posinf=np.inf), row))
+        assert found[problem, row] == sum(others[:neighbours].tolist(), 0.0)
 
 
 @settings(max_examples=60, deadline=None)
@@ -299,7 +369,7 @@ def test_bytes_stand_for_their_255ths(workers, rows, width, columns, seed, spoil
     if spoiled:
         weight[1, 0, 0] = delta[1, 0, 0] = torch.nan
     for write, size, other in (
-        (kernels.sparse_products, workers * rows, weight),
+        (affine, workers * rows, weight),
         (kernels.sparse_outer_sums, width, delta),
         (partial(kernels.sparse_outer_sums, scale=-0.5, add=True), width, delta),
     ):
@@ -324,13 +394,13 @@ def test_what_is_not_sparse_or_not_finite_is_left():
     delta[2, 199, 210] = torch.nan
     delta[3, 0, 0] = torch.inf
     out, sums = torch.zeros(5, 200, 211), torch.ones(5, 300, 211)
-    assert kernels.sparse_products(out, x, weight).tolist() == [True, False, False, False, True]
+    assert affine(out, x, weight).tolist() == [True, False, False, False, True]
     assert kernels.sparse_outer_sums(sums, x, delta, add=True).tolist() == [True, False, False, False, True]
     assert bool((sums[1:4] == 1).all()), "as before"
-    assert torch.allclose(out[4], x[4] @ weight[4], atol=1e-4)
+    assert torch.allclose(out[4], x[4] @ weight[4] + torch.arange(211) / 8, atol=1e-4)
     assert torch.allclose(sums[4], 1 + x[4].mT @ delta[4], atol=1e-4)
     x[4, 0, 0], x[4, 1, 1] = torch.nan, torch.inf
     out.zero_(), sums.fill_(1)
-    assert kernels.sparse_products(out, x, weight)[4] and kernels.sparse_outer_sums(sums, x, delta, add=True)[4]
+    assert affine(out, x, weight)[4] and kernels.sparse_outer_sums(sums, x, delta, add=True)[4]
     assert torch.equal(out[4].isnan(), (x[4] @ weight[4]).isnan()), "what is not zero is multiplied"
     assert torch.equal(sums[4].isfinite(), (x[4].mT @ delta[4]).isfinite())
