@@ -59,6 +59,9 @@ SIDE = 13 * LANES  # columns of a product that stay in registers
 # Where registers are wide and many enough, they hold three rows of a product, and zeros that all have are left out.
 REGISTER = 2 * LANES if get_host_cpu_features().get("avx512f") else LANES  # numbers
 IN_ROWS = (0,) * (3 if REGISTER > LANES else 1)  # one 0 a row
+# The sums of a pair side by side, as many as LANES once or, where no bit depends on it, as a register holds.
+PRODUCTS, DIFFERENCES = (np.float32(0),), (np.float64(0),)
+WIDE_PRODUCTS = PRODUCTS * (REGISTER // LANES)
 ALONE, ADDED_TO, RECTIFIED, MASKED = range(4)  # what becomes of a sum, see `_sum_marked`
 
 LEVELS_OF_BYTES = np.arange(256, dtype=np.float32) / np.float32(LEVELS)
@@ -81,7 +84,7 @@ def fit(parts: Sequence[Part]) -> bool:
 def products(parts: Sequence[Part]) -> tuple[Tensor, int]:
     """Inner products `<V_i, V_j>` of n vectors, float64 [n, n], and how many float32 additions each product passed."""
     rows = _rows(parts)
-    return _over_spans(rows, rows, True, PROVING, np.float32(0)), PROVING // LANES
+    return _over_spans(rows, rows, True, PROVING, WIDE_PRODUCTS), PROVING // REGISTER
 
 
 def distance_bounds(parts: Sequence[Part]) -> Tensor | None:
@@ -89,20 +92,20 @@ def distance_bounds(parts: Sequence[Part]) -> Tensor | None:
 
     A sum of products, in whatever order, in which no product passes through more than c additions is wrong by at most
     `c u / (1 - c u) sum_k |x_k y_k|`, u = 2^-24 (Higham, Accuracy and Stability of Numerical Algorithms, 2002, section
-    3.1). Here c is at most PROVING / LANES however many columns there are.
+    3.1). Here c is at most PROVING / REGISTER however many columns there are.
     """
     rows = _rows(parts)
-    passed = (PROVING // LANES + 1) * UNIT
+    passed = (PROVING // REGISTER + 1) * UNIT
     relative, lost = passed / (1 - 2 * passed) + ROUNDING, LOST * sum(some.d for some in rows)
     n = rows[0].addresses.shape[1]
     bounds = np.empty((2, n, n))
     if len(rows) == 1 and _spans(n * n, rows[0].d, PROVING) == 1:  # small vectors, whose calls cost more than they do
         some = rows[0]
-        told = _bounds_at_once(some.padded, some.lengths, PROVING, some.like, np.float32(0), relative, lost, bounds)
+        told = _bounds_at_once(some.padded, some.lengths, PROVING, some.like, WIDE_PRODUCTS, relative, lost, bounds)
     elif any(_share_a_large_part(some.addresses, some.lengths, some.like) for some in rows):
         told = False
     else:
-        told = _bounds(_over_spans(rows, rows, True, PROVING, np.float32(0)).numpy(), relative, lost, bounds)
+        told = _bounds(_over_spans(rows, rows, True, PROVING, WIDE_PRODUCTS).numpy(), relative, lost, bounds)
     return torch.from_numpy(bounds) if told else None
 
 
@@ -113,10 +116,10 @@ def squared_differences(parts: Sequence[Part], chosen: Sequence[int] | None = No
     """
     rows = _rows(parts)
     if chosen is None:
-        between = _over_spans(rows, rows, True, CHUNK, np.float64(0))
+        between = _over_spans(rows, rows, True, CHUNK, DIFFERENCES)
         _put_at_infinity(between.numpy())
         return between
-    return _over_spans([some.of(chosen) for some in rows], rows, False, CHUNK, np.float64(0))
+    return _over_spans([some.of(chosen) for some in rows], rows, False, CHUNK, DIFFERENCES)
 
 
 def sums_of_nearest(measure: Tensor, neighbours: int) -> Tensor:
@@ -161,7 +164,7 @@ def add_inner_products(gram: Tensor, x: Tensor, delta: Tensor, branch: str | Non
     forming = np.full(replicas, most >= 1 if branch is None else branch == "gradients")
     if branch is None and 0 < most < 1 and fan_out >= NARROW:
         _choose(_place(x), rows, most, forming, _like(x))
-    like, zero = _like(delta), np.float32(0)
+    like, zero = _like(delta), PRODUCTS
     if not forming.all():
         places, of_worker = (_place(x), _place(delta)), rows // workers
         _add_pairs(*places, rows, of_worker, forming, like, zero, _like(x), LEVELS_OF_BYTES, gram.numpy())
@@ -292,8 +295,8 @@ def _rows(parts: Sequence[Part]) -> list[_Rows]:
     ]
 
 
-def _over_spans(left: list[_Rows], right: list[_Rows], symmetric: bool, chunk: int, zero: np.floating) -> Tensor:
-    """The sums over all columns of all pairs; `zero` is of the type that sums have, which says what is summed."""
+def _over_spans(left: list[_Rows], right: list[_Rows], symmetric: bool, chunk: int, zero: tuple) -> Tensor:
+    """The sums over all columns of all pairs; `zero` is PRODUCTS, WIDE_PRODUCTS or DIFFERENCES: what is summed."""
     rows, columns = left[0].addresses.shape[1], right[0].addresses.shape[1]
     total = np.zeros((rows + -rows % TILE, columns + -columns % TILE))
     for mine, others in zip(left, right, strict=True):
@@ -303,7 +306,7 @@ def _over_spans(left: list[_Rows], right: list[_Rows], symmetric: bool, chunk: i
     return torch.from_numpy(np.ascontiguousarray(total[:rows, :columns]))
 
 
-def _add_spans(left: _Rows, right: _Rows, symmetric: bool, chunk: int, zero: np.floating, total: np.ndarray) -> None:
+def _add_spans(left: _Rows, right: _Rows, symmetric: bool, chunk: int, zero: tuple, total: np.ndarray) -> None:
     d, a = left.d, left.padded
     b = a if right is left else right.padded
     spans = _spans(total.size, d, chunk)
@@ -401,7 +404,8 @@ def _load_first(
 ) -> ir.Value:
     """Likewise where `mask` says so, without touching the memory behind, and zeros elsewhere."""
     kind = LOADED[seen]
-    return _converted(builder, _masked_load(builder, address, _of_lanes(kind), mask, seen.bitwidth // 8), kind, wanted)
+    numbers = ir.VectorType(kind, mask.type.count)
+    return _converted(builder, _masked_load(builder, address, numbers, mask, seen.bitwidth // 8), kind, wanted)
 
 
 def _masked_load(
@@ -484,7 +488,11 @@ def _factor(builder: ir.IRBuilder, address: ir.Value, seen: types.Type) -> ir.Va
 def _sums_of_lanes(builder: ir.IRBuilder, values: list[ir.Value]) -> list[ir.Value]:
     """The sum of each vector's numbers, as vectors of LANES doubles, in order: halves onto halves, two at a time."""
     if values[0].type.element == FLOAT:
-        values = [builder.fpext(value, _of_lanes(DOUBLE)) for value in values]
+        values = [builder.fpext(value, ir.VectorType(DOUBLE, value.type.count)) for value in values]
+    while values[0].type.count > LANES:
+        half = values[0].type.count // 2
+        halves = [ir.Constant(ir.VectorType(INT, half), list(range(k, k + half))) for k in (0, half)]
+        values = [builder.fadd(*(builder.shuffle_vector(a, a, places) for places in halves)) for a in values]
     width = LANES
     while width > 1:
         width //= 2
@@ -509,7 +517,7 @@ def _tile(typing, left, i, right, j, start, count, like, zero, out, step):
 
     float32 sums are of products, float64 sums of squared differences.
     """
-    kind, seen = (FLOAT if zero == types.float32 else DOUBLE), like.dtype
+    kind, seen, lanes = (FLOAT if zero.dtype == types.float32 else DOUBLE), like.dtype, LANES * len(zero)
     size = seen.bitwidth // 8
 
     def generate(context, builder, signature, arguments):
@@ -528,7 +536,7 @@ def _tile(typing, left, i, right, j, start, count, like, zero, out, step):
                 [load(builder, builder.add(row, offset), seen, kind) for row in rows]
                 for rows in (left_rows, right_rows)
             )
-            fused, grown = _fused(builder, kind), []
+            fused, grown = _fused(builder, kind, lanes), []
             for pair, so_far in enumerate(sums):
                 x, y = a[pair // TILE], b[pair % TILE]
                 if kind == DOUBLE:
@@ -541,18 +549,18 @@ def _tile(typing, left, i, right, j, start, count, like, zero, out, step):
 
         left_rows = [begin(left_, i_, k) for k in range(TILE)]
         right_rows = [begin(right_, j_, k) for k in range(TILE)]
-        rest = builder.and_(count_, number(LANES - 1))
+        rest = builder.and_(count_, number(lanes - 1))
         end = builder.mul(builder.sub(count_, rest), number(size))
-        zeros = [ir.Constant(_of_lanes(kind), [0.0] * LANES)] * (TILE * TILE)
+        zeros = [ir.Constant(ir.VectorType(kind, lanes), None)] * (TILE * TILE)
         before = builder.block
         loop, after, tail, done = (builder.append_basic_block() for _ in range(4))
         builder.cbranch(builder.icmp_signed("<", number(0), end), loop, after)
 
-        builder.position_at_end(loop)  # LANES columns
+        builder.position_at_end(loop)  # as many columns as lanes
         offset = builder.phi(LONG_INT)
         sums = sums_from((before, zeros))
-        grown = with_products(sums, _load, offset)
-        further = builder.add(offset, number(LANES * size))
+        grown = with_products(sums, partial(_load, lanes=lanes), offset)
+        further = builder.add(offset, number(lanes * size))
         offset.add_incoming(number(0), before)
         offset.add_incoming(further, loop)
         for so_far, then in zip(sums, grown, strict=True):
@@ -563,8 +571,8 @@ def _tile(typing, left, i, right, j, start, count, like, zero, out, step):
         whole = sums_from((before, zeros), (loop, grown))
         builder.cbranch(builder.icmp_signed("<", number(0), rest), tail, done)
 
-        builder.position_at_end(tail)  # less than LANES columns
-        mask = _first(builder, rest, LANES)
+        builder.position_at_end(tail)  # less
+        mask = _first(builder, rest, lanes)
         with_rest = with_products(whole, partial(_load_first, mask=mask), end)
         builder.branch(done)
 
@@ -575,9 +583,9 @@ def _tile(typing, left, i, right, j, start, count, like, zero, out, step):
             place = builder.add(out_, builder.mul(step_, number(row)))
             pointer = builder.inttoptr(place, a_row.as_pointer())
             first = row * TILE % LANES
-            lanes = ir.Constant(ir.VectorType(INT, TILE), list(range(first, first + TILE)))
+            places = ir.Constant(ir.VectorType(INT, TILE), list(range(first, first + TILE)))
             result = results[row * TILE // LANES]
-            more = builder.shuffle_vector(result, result, lanes)
+            more = builder.shuffle_vector(result, result, places)
             builder.store(builder.fadd(builder.load(pointer, align=8), more), pointer, align=8)
         return context.get_dummy_value()
 

@@ -15,7 +15,7 @@ from krum import kernels
 from krum.models import as_floats
 
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
-ADDITIONS = kernels.PROVING // kernels.LANES
+ADDITIONS = kernels.PROVING // kernels.REGISTER
 
 
 def drawn(n, d, dtype, seed=0):
