@@ -4,13 +4,14 @@ Each takes the n vectors as addresses, so that a matrix and a list of tensors ar
 computes a tile of 4 x 4 pairs at a time: eight numbers are loaded for sixteen products, and stay in registers. Only
 half of a symmetric matrix is computed, and chunks of columns are short enough for the cache.
 
-- `products`: inner products of float32, float16 or bfloat16 vectors. Products and sums are float32, in LANES sums side
-  by side over one chunk, which are added up in float64.
+- `products`, `distance_bounds`: inner products of float32, float16 or bfloat16 vectors, and what they prove. Products
+  and sums are float32, as many sums side by side as a register holds, over one chunk, which are added up in float64.
 - `add_inner_products`: what a layer adds to those of the workers' gradients, from its inputs and derivatives.
 - `squared_differences`: `||V_i - V_j||^2` in float64 from the differences, which cancel nothing.
+- `sums_of_nearest`: a rule's scores from few neighbours.
 - `weighted_sum`: a rule's combination of the rows, in float64.
 - `sparse_affine`, `sparse_outer_sums`: matrix products that leave out the many zeros of one factor, which may be an
-  image's bytes.
+  image's bytes. `through_relu`: the derivatives before a layer, which the ReLU masks.
 
 Columns are cut into spans by their number alone, and spans are added in order: threads change no bit. Same values in
 two rows give the same bits.

@@ -9,7 +9,7 @@ from krum.aggregators import AGGREGATORS
 from krum.attacks import ATTACKS
 from krum.errors import InputError
 from krum.gradients import worker_gradients
-from krum.simulation import COLUMNS, Simulation, pick_device, simulate
+from krum.simulation import COLUMNS, Simulation, one_thread, pick_device, simulate
 
 PAIRS = [(a, b) for a in AGGREGATORS for b in ATTACKS]
 
@@ -304,3 +304,17 @@ def test_cuda_agrees_with_the_cpu(make_cell, few_samples):
     cell = make_cell(attack="gaussian")
     cpu, cuda = (simulate(cell, few_samples, device=device) for device in ("cpu", "cuda"))
     assert np.allclose(cpu["test_loss"], cuda["test_loss"], rtol=1e-3)
+
+
+@pytest.mark.skipif(not torch.set_flush_denormal(False), reason="this processor cannot set it")
+@pytest.mark.parametrize("before", [False, True])
+def test_numbers_too_small_for_all_digits_are_zeros_and_the_setting_is_put_back(before):
+    least, threads = torch.tensor(torch.finfo(torch.float32).tiny), torch.get_num_threads()
+    torch.set_flush_denormal(before)
+    try:
+        with one_thread():
+            assert torch.get_num_threads() == 1 and float(least / 2) == 0 and float(least) > 0
+        assert torch.get_num_threads() == threads
+        assert (float(least / 2) == 0) == before
+    finally:
+        torch.set_flush_denormal(False)
