@@ -4,7 +4,7 @@ import sys
 
 sys.path.insert(0, workflow.basedir)
 
-from krum import planning, warm
+from krum.suite import planning, warm
 
 planning.prefer_this_python()
 planning.clear_stale_locks()
@@ -63,7 +63,7 @@ rule data:
     conda:
         "environment.yml"
     shell:
-        "python -m krum.warm data {wildcards.dataset} --output {output} > {log} 2>&1"
+        "python -m krum.suite.warm data {wildcards.dataset} --output {output} > {log} 2>&1"
 
 
 rule curve:
@@ -81,7 +81,7 @@ rule curve:
     params:
         cell=lambda wildcards: PLAN.cells[wildcards.curve].to_json(),
         digest=lambda wildcards: PLAN.digest(wildcards.curve),  # a change of code runs it again
-        module="krum.warm",
+        module="krum.suite.warm",
     shell:
         "python -m {params.module} curve --cell {params.cell:q} --output {output} > {log} 2>&1"
 
@@ -112,7 +112,7 @@ rule probe:
         probe=lambda wildcards: PLAN.probes[wildcards.probe].to_json(),
         digest=lambda wildcards: PLAN.probe_digest(wildcards.probe),
     shell:
-        "python -m krum.warm probe --probe {params.probe:q} --output {output} > {log} 2>&1"
+        "python -m krum.suite.warm probe --probe {params.probe:q} --output {output} > {log} 2>&1"
 
 
 rule results:
@@ -128,7 +128,7 @@ rule results:
     params:
         overrides=json.dumps(PLAN.overrides),
     shell:
-        "python -m krum.warm collect {input.experiment} {input.parts} --overrides {params.overrides:q}"
+        "python -m krum.suite.warm collect {input.experiment} {input.parts} --overrides {params.overrides:q}"
         " --output {output} > {log} 2>&1"
 
 
@@ -149,9 +149,9 @@ rule figure:
         "environment.yml"
     params:
         stem=f"{FIGURES}/{{experiment}}",
-        digest=PLAN.figure_digest("plots", "statistics", "report", "theory"),
+        digest=PLAN.figure_digest("drawing", "statistics", "report", "theory"),
     shell:
-        "python -m krum.warm figure {input} --output {params.stem} > {log} 2>&1"
+        "python -m krum.suite.warm figure {input} --output {params.stem} > {log} 2>&1"
 
 
 rule claims:
@@ -168,7 +168,7 @@ rule claims:
     params:
         digest=PLAN.figure_digest("claims", "statistics", "report", "theory"),
     shell:
-        "python -m krum.warm claims {input.results} --output {output.claims} --captions {output.captions} > {log} 2>&1"
+        "python -m krum.suite.warm claims {input.results} --output {output.claims} --captions {output.captions} > {log} 2>&1"
 
 
 use rule claims as review_claims with:
@@ -195,7 +195,7 @@ rule scorecard:
     params:
         digest=PLAN.figure_digest("report"),
     shell:
-        "python -m krum.warm scorecard {input} --page {output.page} --table {output.table} > {log} 2>&1"
+        "python -m krum.suite.warm scorecard {input} --page {output.page} --table {output.table} > {log} 2>&1"
 
 
 use rule scorecard as review_scorecard with:

@@ -9,7 +9,7 @@ import sys
 import torch
 
 from benchmarks import aggregation, curves, growth, machine, page, simulation
-from krum.simulation import pick_device
+from krum.simulation.engine import pick_device
 
 SECTIONS = ("aggregation", "simulation", "growth", "experiments")
 PACKAGES = ("numpy", "numba", "byzfl", "torchjd", "flwr")

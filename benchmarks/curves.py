@@ -6,10 +6,11 @@ Rule `long_curve` of the Snakefile leaves one file per curve below results/bench
 import pandas as pd
 
 from benchmarks import machine, page
-from krum import datasets, experiment, models
-from krum.datasets import DATASETS
-from krum.planning import CATEGORIES, work
-from krum.report import TITLES
+from krum.simulation import datasets, models
+from krum.simulation.datasets import DATASETS
+from krum.suite import experiment
+from krum.suite.planning import CATEGORIES, work
+from krum.suite.report import TITLES
 
 MEASURED = page.ROOT / "results" / "benchmarks"
 

@@ -18,9 +18,9 @@ from benchmarks import machine, page
 from benchmarks.aggregation import most_faults, vectors
 from benchmarks.peers import ours
 from benchmarks.simulation import Work, load
-from krum.datasets import Samples
-from krum.exchange import bytes_sent
-from krum.simulation import Simulation
+from krum.distributed.exchange import bytes_sent
+from krum.simulation.datasets import Samples
+from krum.simulation.engine import Simulation
 
 WORKERS, QUICK_WORKERS = (20, 50, 100, 200, 500, 1000), (20, 50, 100, 200)
 AT_DIMENSION, QUICK_AT_DIMENSION = 100_000, 10_000

@@ -9,7 +9,7 @@ import importlib.util
 import torch
 
 import krum
-from krum.datasets import import_torchvision
+from krum.simulation.datasets import import_torchvision
 
 
 def ours(vectors, f, m):

@@ -23,9 +23,10 @@ from torch.profiler import ProfilerActivity, profile
 from tqdm import tqdm
 
 from benchmarks import machine, page
-from krum import datasets, experiment
-from krum.report import TITLES
-from krum.simulation import Simulation
+from krum.simulation import datasets
+from krum.simulation.engine import Simulation
+from krum.suite import experiment
+from krum.suite.report import TITLES
 
 HIDDEN = {"spambase": [100, 100], "mnist": [100]}
 BATCHES, QUICK_BATCHES = (3, 20), (3,)

@@ -8,8 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from krum import datasets, experiment, probes, provenance, store, verification
 from krum.errors import InputError
+from krum.simulation import datasets
+from krum.suite import experiment, probes, provenance, store, verification
 
 Given = TypeVar("Given")
 REPEATS = {  # how far the same cell gives the same curve again
@@ -30,9 +31,9 @@ def data(arguments: argparse.Namespace) -> None:
 
 def curve(arguments: argparse.Namespace) -> None:
     """Simulate one cell, all its seeds."""
-    from krum import simulation
+    from krum.simulation import engine as simulation
 
-    cell = _given("--cell", experiment.Cell.from_json, arguments.cell)
+    cell = _given("--cell", experiment.cell_from_json, arguments.cell)
     device = simulation.pick_device(arguments.device)
     columns = simulation.simulate(cell, device=arguments.device, progress=_progress(cell))
     source = {
@@ -97,8 +98,8 @@ def claims(arguments: argparse.Namespace) -> None:
     """Evaluate every claim from the results alone, and write the figures' captions."""
     import pyarrow as pa
 
-    from krum import claims as scorecard
-    from krum import report
+    from krum.suite import claims as scorecard
+    from krum.suite import report
 
     results, digests, overrides = {}, {}, {}
     for path in arguments.results:
@@ -122,7 +123,7 @@ def claims(arguments: argparse.Namespace) -> None:
 
 def scorecard(arguments: argparse.Namespace) -> None:
     """Write the evaluated claims as a page and as a Markdown table."""
-    from krum import report
+    from krum.suite import report
 
     rows, _ = store.read(arguments.claims)
     if "verdict" not in rows:
@@ -134,15 +135,15 @@ def scorecard(arguments: argparse.Namespace) -> None:
 
 def fidelity(arguments: argparse.Namespace) -> None:
     """Write docs/fidelity.md from the experiments."""
-    from krum import report
+    from krum.suite import fidelity as fidelity_page
 
     with store.replacing(arguments.output) as temporary:
-        temporary.write_text(report.fidelity(experiment.load_all()), encoding="utf-8")
+        temporary.write_text(fidelity_page.fidelity(experiment.load_all()), encoding="utf-8")
 
 
 def gallery(arguments: argparse.Namespace) -> None:
     """Write docs/ and the README's scorecard from a full run."""
-    from krum import report
+    from krum.suite import report
 
     rows, _ = store.read(arguments.results / "claims.parquet")
     captions = arguments.results / "captions.json"
@@ -156,7 +157,7 @@ def gallery(arguments: argparse.Namespace) -> None:
 
 def review(arguments: argparse.Namespace) -> None:
     """Write docs/review.md, with its figures, from the results of `make review`."""
-    from krum import report
+    from krum.suite import report
 
     root = experiment.EXPERIMENTS.parent
     rows, _ = store.read(arguments.results / "review.parquet")
@@ -177,7 +178,7 @@ def review(arguments: argparse.Namespace) -> None:
 
 def figure(arguments: argparse.Namespace) -> None:
     """Draw an experiment's figure, from its results alone."""
-    from krum import plots
+    from krum.suite.figures import drawing as plots
 
     rows, metadata = store.read(arguments.results)
     if "experiment" not in metadata:

@@ -10,9 +10,11 @@ from hypothesis import strategies as st
 from oracle import SCORES, bulyan, centred_clipping, chosen, nnm_krum
 
 import krum
-from krum import aggregators, parallel, sharded
-from krum.aggregators import AGGREGATORS
-from krum.distances import squared_distances
+from krum.distributed import ddp as parallel
+from krum.distributed import sharded
+from krum.rules import aggregators
+from krum.rules.aggregators import AGGREGATORS
+from krum.rules.distances import squared_distances
 
 CHOOSING = list(SCORES)
 ROOTED = ("medoid", "krum-unsquared", "krum-n-f-1-unsquared")
@@ -242,7 +244,7 @@ class TestProperties:
     def test_blocks(self, name, monkeypatch):
         vectors = normal(13, 1000, dtype=np.float64)
         whole = krum.aggregate(vectors, name, f=most_bad(name), **context(name))
-        monkeypatch.setattr("krum.distances.BLOCK", 13 * 64)
+        monkeypatch.setattr("krum.rules.distances.BLOCK", 13 * 64)
         assert np.allclose(
             krum.aggregate(vectors, name, f=most_bad(name), **context(name)), whole, rtol=1e-12, atol=1e-12
         )

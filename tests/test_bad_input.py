@@ -6,9 +6,10 @@ import pandas as pd
 import pytest
 
 import krum.__main__ as cli
-from krum import datasets, experiment, planning, store
 from krum.errors import InputError
-from krum.simulation import simulate
+from krum.simulation import datasets
+from krum.simulation.engine import simulate
+from krum.suite import experiment, planning, store
 
 
 @pytest.fixture
@@ -100,7 +101,7 @@ def test_probes(change, words, refused):
 @pytest.fixture
 def curve(make_cell, few_samples, tmp_path):
     """A curve in a file of its own, of a cell that no experiment asks for."""
-    from krum import provenance
+    from krum.suite import provenance
 
     path, cell = tmp_path / "c.parquet", make_cell()
     store.write_curve(cell, simulate(cell, few_samples), path, {"code": provenance.code_digest(cell), "data": {}})

@@ -7,7 +7,7 @@ import torch
 
 from benchmarks import __main__ as command
 from benchmarks import aggregation, curves, growth, page, peers
-from krum import experiment
+from krum.suite import experiment
 
 
 def test_numbers_have_three_digits_and_no_exponent():

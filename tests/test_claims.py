@@ -8,9 +8,9 @@ import pandas as pd
 import pytest
 import yaml
 
-from krum import claims, experiment, planning, report, store
 from krum.errors import InputError
-from krum.experiment import EXPERIMENTS
+from krum.suite import claims, experiment, planning, report, store
+from krum.suite.experiment import EXPERIMENTS
 
 ROOT = EXPERIMENTS.parent
 

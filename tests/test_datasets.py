@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 import krum.__main__ as cli
-from krum import datasets
-from krum.datasets import DATA, DATASETS
 from krum.errors import InputError
+from krum.simulation import datasets
+from krum.simulation.datasets import DATA, DATASETS
 
 HAVE_MNIST = pytest.mark.skipif(
     datasets.find(DATA, "MNIST/raw/train-images-idx3-ubyte") is None, reason="MNIST is not there; `make data` gets it"

@@ -9,10 +9,11 @@ import torch
 from small_project import ROOT, results, snakemake
 
 import krum.__main__ as cli
-from krum import models, store
-from krum.aggregators import AGGREGATORS
-from krum.attacks import ATTACKS, LASTING, LEAST_BYZANTINE
-from krum.simulation import COLUMNS, simulate
+from krum.rules.aggregators import AGGREGATORS
+from krum.simulation import models
+from krum.simulation.attacks import ATTACKS, LASTING, LEAST_BYZANTINE
+from krum.simulation.engine import COLUMNS, simulate
+from krum.suite import store
 
 
 def written(cell, columns, path):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from krum import distances
+from krum.rules import distances
 
 
 def exact(vectors):

@@ -10,17 +10,18 @@ from pathlib import Path
 import pytest
 
 import krum
-from krum import parallel, sharded
-from krum.aggregators import AGGREGATORS
-from krum.attacks import ATTACKS
+from krum.distributed import ddp as parallel
+from krum.distributed import sharded
+from krum.rules.aggregators import AGGREGATORS
+from krum.simulation.attacks import ATTACKS
 
 ROOT = Path(__file__).resolve().parent.parent
-MODULES = sorted(path.stem for path in (ROOT / "krum").glob("*.py") if not path.stem.startswith("__"))
+MODULES = sorted(".".join(path.relative_to(ROOT).with_suffix("").parts) for path in (ROOT / "krum").rglob("[a-z]*.py"))
 
 
 def public_functions(name):
     """A module's own functions, without their decorators."""
-    module = importlib.import_module(f"krum.{name}")
+    module = importlib.import_module(name)
     for key, value in vars(module).items():
         found = inspect.unwrap(value) if callable(value) else None
         if inspect.isfunction(found) and found.__module__ == module.__name__ and not key.startswith("_"):
@@ -31,7 +32,7 @@ def test_examples():
     """pytest finds none behind a decorator."""
     tried = 0
     for name in MODULES:
-        module = vars(importlib.import_module(f"krum.{name}"))
+        module = vars(importlib.import_module(name))
         for key, function in public_functions(name):
             for example in doctest.DocTestFinder(recurse=False).find(function, key, globs=dict(module)):
                 if example.examples:
@@ -60,7 +61,7 @@ def test_rules_and_attacks_name_their_source(name):
 @pytest.mark.parametrize("name", MODULES)
 def test_functions_that_refuse_say_so(name):
     """Where a public function raises InputError itself, its docstring says when."""
-    for node in ast.walk(ast.parse((ROOT / "krum" / f"{name}.py").read_text(encoding="utf-8"))):
+    for node in ast.walk(ast.parse((ROOT / f"{name.replace('.', '/')}.py").read_text(encoding="utf-8"))):
         if isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):
             raised = [part.exc.func.id for part in ast.walk(node) if is_call(getattr(part, "exc", None))]
             text = ast.get_docstring(node) or ""

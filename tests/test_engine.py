@@ -7,12 +7,12 @@ import pytest
 import torch
 
 import krum
-from krum import models
-from krum.aggregators import AGGREGATORS
-from krum.attacks import ATTACKS
-from krum.datasets import Samples
-from krum.gradients import cheaper_branch, worker_gradients
-from krum.simulation import Simulation
+from krum.rules.aggregators import AGGREGATORS
+from krum.simulation import models
+from krum.simulation.attacks import ATTACKS
+from krum.simulation.datasets import Samples
+from krum.simulation.engine import Simulation
+from krum.simulation.gradients import cheaper_branch, worker_gradients
 
 MODELS = [(("hidden", (7, 5)),), (("hidden", (6,)),), (("hidden", ()),)]
 CONVNETS = [

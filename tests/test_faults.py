@@ -6,10 +6,10 @@ import torch
 from test_engine import flat_parameters, honest_gradients
 
 import krum
-from krum import datasets
-from krum.attacks import ATTACKS, LASTING, LEAST_BYZANTINE
-from krum.deformations import deform
-from krum.simulation import Simulation, simulate, stream
+from krum.simulation import datasets
+from krum.simulation.attacks import ATTACKS, LASTING, LEAST_BYZANTINE
+from krum.simulation.deformations import deform
+from krum.simulation.engine import Simulation, simulate, stream
 
 TRANSIENT = [name for name in ATTACKS if LEAST_BYZANTINE[name] == 1 and name not in LASTING]
 

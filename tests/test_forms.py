@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import krum
-from krum.aggregators import AGGREGATORS
+from krum.rules.aggregators import AGGREGATORS
 
 N, F = 15, 2
 SHAPES = {"weight": (7, 5), "bias": (5,), "scale": ()}

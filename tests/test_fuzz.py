@@ -15,11 +15,12 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from krum import claims, datasets, experiment, store
 from krum.errors import InputError
-from krum.experiment import EXPERIMENTS
-from krum.simulation import simulate
-from krum.unpickling import load_arrays
+from krum.simulation import datasets
+from krum.simulation.engine import simulate
+from krum.simulation.unpickling import load_arrays
+from krum.suite import claims, experiment, store
+from krum.suite.experiment import EXPERIMENTS
 
 
 def mutations(content):
@@ -149,7 +150,7 @@ def test_yaml(tmp_path, torture, count):
         found = experiment.load(path)
         assert found.cells or found.probes
         for cell in found.cells[:20]:
-            assert experiment.Cell.from_json(cell.to_json()) == cell
+            assert experiment.cell_from_json(cell.to_json()) == cell
         return found
 
     small = [name for name in NAMES if (EXPERIMENTS / f"{name}.yaml").stat().st_size < 4000]

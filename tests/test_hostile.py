@@ -15,11 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import krum
-from krum import distances
-from krum.adversary import Adversary
-from krum.aggregators import AGGREGATORS
-from krum.attacks import ATTACKS, LEAST_BYZANTINE
-from krum.gradients import ExplicitGradients
+from krum.rules import distances
+from krum.rules.aggregators import AGGREGATORS
+from krum.simulation.adversary import Adversary
+from krum.simulation.attacks import ATTACKS, LEAST_BYZANTINE
+from krum.simulation.gradients import ExplicitGradients
 
 ROOTED = ("medoid", "krum-unsquared", "krum-n-f-1-unsquared")
 SCORES = {**oracle.SCORES, "1-p-krum": oracle.krum_scores}

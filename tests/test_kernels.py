@@ -11,8 +11,8 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from krum import kernels
-from krum.models import as_floats
+from krum.rules import kernels
+from krum.simulation.models import as_floats
 
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 ADDITIONS = kernels.PROVING // kernels.REGISTER
@@ -107,7 +107,7 @@ def test_nothing_is_read_behind_the_last_number(dtype):
     """Vectors that end where a page ends whose successor may not be read: one number more would kill the process."""
     script = f"""if True:
         import ctypes, mmap, torch
-        from krum import kernels
+        from krum.rules import kernels
         dtype = {dtype}
         memory = mmap.mmap(-1, 2 * mmap.PAGESIZE)
         begin = ctypes.addressof(ctypes.c_char.from_buffer(memory))

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 from small_project import ROOT, results, snakemake
 
-from krum import experiment, planning, store
-from krum.probes import PROBES
+from krum.suite import experiment, planning, store
+from krum.suite.probes import PROBES
 
 SMOKE = ("--configfile", "profiles/smoke.yaml")
 
@@ -112,7 +112,7 @@ def test_a_file_has_one_writer_at_a_time(tmp_path):
     code = """
 import sys, time
 from pathlib import Path
-from krum import store
+from krum.suite import store
 path, letter = Path(sys.argv[1]), sys.argv[2]
 for _ in range(30):
     with store.replacing(path) as temporary, temporary.open("w") as file:

@@ -9,9 +9,10 @@ from functools import cache
 import numpy as np
 import pytest
 
-from krum import datasets, experiment
-from krum.simulation import simulate
-from krum.statistics import band
+from krum.simulation import datasets
+from krum.simulation.engine import simulate
+from krum.suite import experiment
+from krum.suite.statistics import band
 
 ROUNDS = 500
 

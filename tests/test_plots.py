@@ -6,8 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from krum import experiment, plots, probes, store
-from krum.aggregators import AGGREGATORS
+from krum.rules.aggregators import AGGREGATORS
+from krum.suite import experiment, probes, store
+from krum.suite.figures import drawing as plots
 
 
 def rows_of(spec, seeds=3):

@@ -6,8 +6,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from krum import experiment, probes, theory
 from krum.errors import InputError
+from krum.suite import experiment, probes, theory
 
 
 def eta_as_written(n, f):
@@ -85,7 +85,7 @@ def test_choices_are_those_of_a_loop_over_explicit_vectors():
     import oracle
     import torch
 
-    from krum.simulation import Simulation
+    from krum.simulation.engine import Simulation
 
     rounds, f = 3, 6
     found = probes.choices(1, rounds=rounds, declared_f=f)

@@ -1,6 +1,6 @@
 """A digest changes with the code that a curve needs, and with nothing else."""
 
-from krum import provenance
+from krum.suite import provenance
 
 SOURCE = '''
 """Module."""

@@ -9,29 +9,29 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from krum import claims, experiment, planning, report
 from krum.errors import InputError
+from krum.suite import claims, experiment, fidelity, planning, report
 
 ROOT = Path(__file__).resolve().parent.parent
 SPECS = experiment.load_all()
 
 
 def test_fidelity_is_up_to_date():
-    assert (ROOT / "docs" / "fidelity.md").read_text(encoding="utf-8") == report.fidelity(SPECS), (
+    assert (ROOT / "docs" / "fidelity.md").read_text(encoding="utf-8") == fidelity.fidelity(SPECS), (
         "write it anew: python -m krum fidelity"
     )
 
 
 def test_fidelity_has_every_parameter_of_every_experiment_with_its_mark():
     for spec in SPECS.values():
-        for parameter in report.PARAMETERS:
-            if spec.cells and report._values(spec.cells, parameter):
-                assert re.match(r"\*\*((paper|supplement)\*\*|ours\*\*: .)", report.mark(spec, parameter)), (
+        for parameter in fidelity.PARAMETERS:
+            if spec.cells and fidelity._values(spec.cells, parameter):
+                assert re.match(r"\*\*((paper|supplement)\*\*|ours\*\*: .)", fidelity.mark(spec, parameter)), (
                     spec.name,
                     parameter,
                 )
         for name in {probe.name for probe in spec.probes}:
-            assert report.mark(spec, name), (spec.name, name)
+            assert fidelity.mark(spec, name), (spec.name, name)
 
 
 def test_a_choice_of_ours_that_differs_from_the_defaults_has_its_own_mark():
@@ -47,7 +47,7 @@ def test_a_choice_of_ours_that_differs_from_the_defaults_has_its_own_mark():
             "evaluate_every",
             "folds",
             "seeds",
-            *report.UNUSUAL,
+            *fidelity.UNUSUAL,
         ):
             if any(getattr(cell, parameter) != getattr(defaults, parameter) for cell in spec.cells):
                 assert parameter in own, (spec.name, parameter)

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import krum
-from krum import aggregation, distances, kernels, selection
-from krum.aggregators import AGGREGATORS
+from krum.rules import aggregation, distances, kernels, selection
+from krum.rules.aggregators import AGGREGATORS
 
 SELECTION = [name for name, rule in AGGREGATORS.items() if rule.selects is not None]
 F = 2

@@ -18,12 +18,14 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 import krum
-from krum import experiment, parallel, probes, processes, sharded
-from krum.aggregators import AGGREGATORS
-from krum.distances import squared_distances
+from krum.distributed import ddp as parallel
+from krum.distributed import processes, sharded
+from krum.distributed.train import Worker
 from krum.errors import InputError
-from krum.simulation import simulate
-from krum.train import Worker
+from krum.rules.aggregators import AGGREGATORS
+from krum.rules.distances import squared_distances
+from krum.simulation.engine import simulate
+from krum.suite import experiment, probes
 
 ROOT = Path(__file__).resolve().parent.parent
 RANKS, N, D, F = 4, 11, 103, 2
@@ -238,7 +240,7 @@ def test_bad_slices(slices, error, words):
 FAULTY = textwrap.dedent(
     """
     import os, sys, time
-    from krum import train
+    from krum.distributed import train
     class Faulty(train.Worker):
         def train_one_round(self):
             if self.round == 2 and self.rank == 1:

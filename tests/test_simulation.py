@@ -4,12 +4,13 @@ import numpy as np
 import pytest
 import torch
 
-from krum import datasets, distances
-from krum.aggregators import AGGREGATORS
-from krum.attacks import ATTACKS
 from krum.errors import InputError
-from krum.gradients import worker_gradients
-from krum.simulation import COLUMNS, Simulation, one_thread, pick_device, simulate
+from krum.rules import distances
+from krum.rules.aggregators import AGGREGATORS
+from krum.simulation import datasets
+from krum.simulation.attacks import ATTACKS
+from krum.simulation.engine import COLUMNS, Simulation, one_thread, pick_device, simulate
+from krum.simulation.gradients import worker_gradients
 
 PAIRS = [(a, b) for a in AGGREGATORS for b in ATTACKS]
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pandas as pd
 
-from krum import statistics
+from krum.suite import statistics
 
 
 def test_band_covers_the_mean_as_often_as_it_says():

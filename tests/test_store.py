@@ -10,10 +10,10 @@ import pyarrow.parquet as pq
 import pytest
 
 import krum.__main__ as cli
-from krum import provenance, store
 from krum.errors import InputError
-from krum.experiment import EXPERIMENTS
-from krum.simulation import simulate
+from krum.simulation.engine import simulate
+from krum.suite import provenance, store
+from krum.suite.experiment import EXPERIMENTS
 
 DESIGNED = (
     "experiment dataset model aggregator attack workers byzantine declared_f byzantine_fraction batch_size "

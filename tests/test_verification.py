@@ -7,10 +7,11 @@ import pyarrow as pa
 import pytest
 
 import krum.__main__ as cli
-from krum import datasets, experiment, provenance, store
-from krum.experiment import EXPERIMENTS
-from krum.simulation import COLUMNS
-from krum.verification import verify
+from krum.simulation import datasets
+from krum.simulation.engine import COLUMNS
+from krum.suite import experiment, provenance, store
+from krum.suite.experiment import EXPERIMENTS
+from krum.suite.verification import verify
 
 YAML = """title: small
 claim: none

@@ -9,16 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from krum import warm
+from krum.suite import warm
 
 ROOT = Path(__file__).resolve().parent.parent
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks on Linux only")
 
 WORKFLOW = """
 import subprocess, sys
-from krum import warm
+from krum.suite import warm
 warm.start()
-sys.exit(subprocess.run([sys.executable, "-m", "krum.warm", *sys.argv[1:]]).returncode)
+sys.exit(subprocess.run([sys.executable, "-m", "krum.suite.warm", *sys.argv[1:]]).returncode)
 """
 
 
@@ -41,7 +41,7 @@ def children(parent):
 
 def alive(process):
     try:
-        return b"krum.warm\0--serve" in Path(f"/proc/{process}/cmdline").read_bytes()
+        return b"krum.suite.warm\0--serve" in Path(f"/proc/{process}/cmdline").read_bytes()
     except OSError:
         return False
 
@@ -76,7 +76,7 @@ def test_another_session_does_not_use_it(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
 def test_it_ends_with_the_workflow(how):
-    text = "import time\nfrom krum import warm\nwarm.start()\nprint('started', flush=True)\ntime.sleep(60)"
+    text = "import time\nfrom krum.suite import warm\nwarm.start()\nprint('started', flush=True)\ntime.sleep(60)"
     with subprocess.Popen([sys.executable, "-c", text], cwd=ROOT, stdout=subprocess.PIPE) as workflow:
         assert workflow.stdout.readline() == b"started\n"
         wait_until(lambda: children(workflow.pid))
@@ -96,8 +96,8 @@ def test_a_killed_job_does_not_go_on(tmp_path):
     ).stdout.splitlines()[0]
     cell = cell.replace('"rounds":500', '"rounds":1000000')
     text = (
-        "import subprocess, sys, time\nfrom krum import warm\nwarm.start()\n"
-        "job = subprocess.Popen([sys.executable, '-m', 'krum.warm', *sys.argv[1:]], stderr=subprocess.PIPE)\n"
+        "import subprocess, sys, time\nfrom krum.suite import warm\nwarm.start()\n"
+        "job = subprocess.Popen([sys.executable, '-m', 'krum.suite.warm', *sys.argv[1:]], stderr=subprocess.PIPE)\n"
         "job.stderr.read(1)\nprint(job.pid, flush=True)\njob.wait()\nprint('ended', flush=True)\ntime.sleep(60)"
     )
     output = tmp_path / "x.parquet"

@@ -13,7 +13,7 @@ import torch
 import yaml
 from small_project import ROOT, results, snakemake
 
-from krum import experiment, planning
+from krum.suite import experiment, planning
 
 
 def jobs(output):
@@ -132,7 +132,7 @@ def test_every_direct_dependency_is_pinned():
     names = {pin[1].lower().replace("_", "-") for pin in pins if pin}
     known_as = {"sklearn": "scikit-learn", "yaml": "pyyaml", "PIL": "pillow"}
     imported = set()
-    for path in [*(ROOT / "krum").glob("*.py"), *(ROOT / "tests").glob("*.py"), *(ROOT / "benchmarks").glob("*.py")]:
+    for path in [*(ROOT / "krum").rglob("*.py"), *(ROOT / "tests").glob("*.py"), *(ROOT / "benchmarks").glob("*.py")]:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             modules += [node.module] if isinstance(node, ast.ImportFrom) and node.module else []

@@ -1,0 +1,220 @@
+"""`krum.aggregate` and `krum.weights`: any rule on the caller's own gradients or inner products."""
+
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from krum.errors import InputError
+from krum.registry import lookup
+from krum.rules import distances, selection
+from krum.rules import vectors as forms
+from krum.rules.aggregators import AGGREGATORS, Aggregator
+from krum.rules.distances import Part
+
+COMBINED = 2**18  # coordinates that are combined at a time, in float64; a cache holds them
+Array = TypeVar("Array", Tensor, np.ndarray)
+
+
+@torch.no_grad()
+def aggregate(vectors: Any, aggregator: str = "krum", f: int | None = None, **options: Any) -> Any:
+    """Aggregate n vectors by a rule of `krum.AGGREGATORS`.
+
+    Args:
+        vectors: `[n, d]`, one gradient per row, as a torch tensor or a numpy array of any floating dtype; or a list of
+            n tensors or arrays of any one shape; or a list of n models' gradients, each a list or a dict of them.
+            They are read in place, neither joined nor changed.
+        aggregator: the rule's name, such as "krum", "multi-krum" or "median".
+        f: how many of the n vectors may be Byzantine; Krum and Multi-Krum need `2f + 2 < n` (Blanchard et al., 2017,
+            Proposition 1). Rules that do not use it take it for the check of their guarantee.
+        options: the rule's own, such as `m` for "multi-krum"; "1-p-krum" needs `round` (from 1) and `coin` (a number
+            drawn from [0, 1) in each round); "centred-clipping" takes `previous`, the last round's aggregate, in the
+            form of the result (by default 0).
+
+    Returns:
+        The aggregate: a row `[d]`, or what one element of the list is; of the same kind, dtype and device, in memory
+        of its own, detached from autograd. It is that of float64 arithmetic, whatever the dtype (`krum.selection`),
+        and beside the result no memory grows with d.
+
+    Raises:
+        TypeError: `vectors` holds what is not a floating-point tensor or array.
+        InputError (a ValueError): unknown rule or option, wrong shape, too few vectors for f, or more than f
+            vectors with a NaN or an infinity. Up to f of them count as infinitely far away; a rule that would give
+            them weight all the same, such as "average", is refused.
+
+    >>> import numpy as np
+    >>> honest = np.array([[1.0, 2.0], [1.1, 2.0], [1.0, 2.1], [0.9, 2.0]])
+    >>> aggregate(np.vstack([honest, [[1e9, np.nan]]]), "krum", f=1)
+    array([1., 2.])
+    """
+    given = forms.read(vectors)
+    previous = options.pop("previous", None) if lookup(AGGREGATORS, aggregator, "aggregator").previous else None
+    rule, context, options, f = checked(aggregator, given.n, f, options)
+    if rule.previous:
+        given = given.and_last(previous)
+    if rule.sees == "vectors":
+        if rule.select is not None:
+            squared = distances.of_parts(given.parts)
+            refuse_too_many(~squared.diagonal().isfinite(), f)
+            context = {**context, "chosen": rule.select(squared, f)}
+        result = by_coordinates(rule, given.parts, f, {**context, **options})
+    else:
+        chosen = _weights(rule, given.parts, f, {**context, **options})
+        result = [combine(chosen, part) for part in given.parts]
+    return given.like_given(result)
+
+
+@torch.no_grad()
+def weights(gram: Array, aggregator: str = "krum", f: int | None = None, **options: Any) -> Array:
+    """The weight that a Gram rule gives to each of n vectors, from their inner products alone.
+
+    Args:
+        gram: `[..., n, n]` inner products `<V_i, V_j>`, symmetric; leading dimensions are independent problems. Centre
+            the vectors first if they share a large common part: that changes no distance and saves the digits.
+        aggregator, f, options: as in `aggregate`; rules that need coordinates ("median", ...) have no weights.
+
+    Returns:
+        `[..., n]`, of the same kind, dtype and device. The aggregate is `weights @ vectors`.
+
+    Raises:
+        TypeError, InputError: as in `aggregate`.
+
+    >>> import numpy as np
+    >>> vectors = np.array([[0.0], [0.1], [0.3], [0.6], [9.0]])
+    >>> weights(vectors @ vectors.T, "krum", f=1)
+    array([0., 1., 0., 0., 0.])
+    """
+    tensor = forms.as_tensor(gram, "gram")
+    if tensor.ndim < 2 or tensor.shape[-1] != tensor.shape[-2] or tensor.shape[-1] == 0:
+        raise InputError(f"gram: found shape {tuple(tensor.shape)}; give [..., n, n], the inner products of n vectors")
+    rule = lookup(AGGREGATORS, aggregator, "aggregator")
+    if rule.sees == "vectors":
+        raise InputError(f"{rule.name} needs the vectors' coordinates and has no weights; call krum.aggregate")
+    rule, context, options, f = checked(aggregator, tensor.shape[-1], f, options)
+    _check_gram(tensor)
+    given = tensor.shape[-1]
+    if rule.previous:  # it begins at zero, whose inner products are zero
+        tensor = torch.nn.functional.pad(tensor, (0, 1, 0, 1))
+    squared = distances.from_gram(tensor)
+    infinite = ~squared.diagonal(dim1=-2, dim2=-1).isfinite()
+    refuse_too_many(infinite, f)
+    if bool((squared.isinf() & ~infinite[..., :, None] & ~infinite[..., None, :]).any()):
+        raise InputError("gram: found NaN or infinity between vectors of finite length; give their inner products")
+    result = rule(squared, f, **context, **options).to(tensor.dtype)
+    refuse_weighted(rule, infinite, result)
+    result = result[..., :given]
+    return result.numpy() if isinstance(gram, np.ndarray) else result
+
+
+def _check_gram(gram: Tensor) -> None:
+    """Raise InputError for matrices that cannot hold inner products, but for rounding: distances, for example."""
+    wrong = "give the inner products of n vectors"
+    lengths = gram.diagonal(dim1=-2, dim2=-1).double()
+    finite = lengths.isfinite()
+    both = finite[..., :, None] & finite[..., None, :]
+    squares = lengths.where(finite, 0.0)
+    slack = 0.01 * squares.abs().amax(-1)[..., None, None]
+    unlike = gram.double() - gram.mT.double()
+    if bool((both & ~(unlike.abs() <= slack) & ~(gram.isnan() & gram.mT.isnan())).any()):
+        raise InputError(f"gram: found a matrix that is not symmetric; {wrong}")
+    rounding = torch.finfo(gram.dtype).eps * slack
+    if bool((squares < -rounding[..., 0]).any()) or bool((lengths == -torch.inf).any()):
+        raise InputError(f"gram: found negative numbers on the diagonal, which squared lengths never are; {wrong}")
+    longest = (squares.clamp(min=0)[..., :, None] * squares.clamp(min=0)[..., None, :]).sqrt()
+    if bool((both & (gram.double().abs() > 1.01 * longest + rounding)).any()):
+        raise InputError(f"gram: found numbers beyond |V_i| |V_j|, as among distances, not inner products; {wrong}")
+
+
+def _weights(rule: Aggregator, parts: Sequence[Part], f: int, options: dict[str, Any]) -> Tensor:
+    """The weights `[n]` that a Gram rule gives to n vectors in parts."""
+    if rule.fixed_weights:
+        return weigh(rule, distances.only_finiteness(parts), f, options)
+    proven = selection.proven_weights(rule, parts, f, options)
+    if proven is not None:
+        return proven
+    return weigh(rule, distances.of_parts(parts), f, options)
+
+
+def weigh(rule: Aggregator, squared: Tensor, f: int, options: dict[str, Any]) -> Tensor:
+    """The weights `[n]` that a Gram rule gives to n vectors at squared distances `[n, n]`. Raises InputError."""
+    infinite = ~squared.diagonal().isfinite()
+    if not bool(squared.isinf().any()):
+        return rule(squared, f, **options)
+    refuse_too_many(infinite, f)
+    if rule.sees == "distances" and bool(((squared.isinf() & ~infinite[None]).sum(-1) > f)[~infinite].all()):
+        raise InputError(
+            f"vectors: none has more than {len(squared) - f - 2} others at a distance whose square is a "
+            f"float64; scale them all down"
+        )
+    chosen = rule(squared, f, **options)
+    refuse_weighted(rule, infinite, chosen)
+    return chosen
+
+
+def checked(
+    aggregator: str, n: int, f: int | None, options: dict[str, Any]
+) -> tuple[Aggregator, dict[str, Any], dict[str, Any], int]:
+    """The rule for n vectors, the round and coin that it needs, its options, and f. Raises InputError."""
+    rule = lookup(AGGREGATORS, aggregator, "aggregator")
+    context, options = rule.split(options)
+    rule.check(n, f, options)
+    return rule, context, options, 0 if f is None else f
+
+
+def combine(weights: Tensor, part: Part) -> Tensor:
+    """`sum_i weights_i V_i` of n vectors; a vector of weight 0 is not touched, so its NaN does no harm."""
+    from krum.rules import kernels
+
+    factors = weights.tolist()
+    used = [row for row, factor in enumerate(factors) if factor]
+    if len(used) == 1 and factors[used[0]] == 1:
+        return part[used[0]].clone()
+    result = torch.empty_like(part[0])
+    if result.dtype in (torch.float32, torch.float64) and kernels.fit([part]):
+        kernels.weighted_sum(factors, part, result)
+        return result
+    columns = max(1, min(COMBINED, len(result)))
+    total = torch.empty(columns, dtype=torch.float64, device=result.device)
+    one = torch.empty_like(total)
+    for start in range(0, len(result), columns):
+        total, one = total[: len(result) - start].zero_(), one[: len(result) - start]
+        for row in used:
+            total.add_(one.copy_(part[row][start : start + columns]), alpha=factors[row])
+        result[start : start + columns] = total
+    return result
+
+
+def by_coordinates(rule: Aggregator, parts: Sequence[Part], f: int, options: dict[str, Any]) -> list[Tensor]:
+    """What a vector rule makes of n vectors, part by part and a block of coordinates at a time."""
+    n = len(parts[0])
+    finite = torch.ones(n, dtype=torch.bool, device=parts[0][0].device)
+    results = [torch.empty_like(part[0]) for part in parts]
+    columns = max(1, distances.BLOCK // n)
+    for part, result in zip(parts, results, strict=True):
+        for start in range(0, len(result), columns):
+            block = distances.float64_block(part, start, start + columns)
+            finite &= block.isfinite().all(-1)
+            result[start : start + columns] = rule(block, f, **options)
+    refuse_too_many(~finite, f)
+    return results
+
+
+def refuse_weighted(rule: Aggregator, infinite: Tensor, weights: Tensor) -> None:
+    """Raise InputError where a rule gives weight to a vector that is not finite."""
+    if bool((infinite & (weights != 0)).any()):
+        bad = (infinite & (weights != 0)).reshape(-1, infinite.shape[-1]).any(0).nonzero().squeeze(-1).tolist()
+        raise InputError(
+            f"{rule.name} with these options gives weight to vectors that hold NaN or infinity (rows {bad[:10]}); "
+            f"drop them or take a rule that tolerates them, such as krum"
+        )
+
+
+def refuse_too_many(bad: Tensor, f: int) -> None:
+    """Raise InputError where more than f of the vectors, `bad [..., n]`, are not finite."""
+    worst = int(bad.sum(-1).max()) if bad.numel() else 0
+    if worst > f:
+        row = bad.reshape(-1, bad.shape[-1])
+        first = row[row.sum(-1).argmax()].nonzero().squeeze(-1).tolist()
+        raise InputError(f"{worst} vectors hold NaN or infinity (rows {first[:10]}) but f = {f}; raise f or drop them")

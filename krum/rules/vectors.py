@@ -1,0 +1,125 @@
+"""The callers' n vectors, in whatever form they have them, as parts that rules read in place."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from krum.errors import InputError
+from krum.rules.distances import Part
+
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+FORMS = "give [n, d] as a torch tensor or a numpy array, or n of them, or n models' gradients, each a list or a dict"
+
+
+@dataclass(frozen=True)
+class Vectors:
+    """n vectors in parts, and the way back from one vector's parts to the callers' form."""
+
+    parts: list[Part]  # each [n, d_p], or n tensors [d_p]
+    like_given: Callable[[list[Tensor]], Any]
+
+    @property
+    def n(self) -> int:
+        """How many vectors there are."""
+        return len(self.parts[0])
+
+    def and_last(self, vector: Any) -> "Vectors":
+        """With one vector more at the end, of the form of a result; zero where it is None. Raises InputError."""
+        if vector is None:
+            last = [part[0].new_zeros(part[0].shape) for part in self.parts]
+        else:
+            last = [_flat(leaf) for leaf in _leaves(vector, "previous")]
+        expected, found = ([leaf.shape for leaf in leaves] for leaves in ([part[0] for part in self.parts], last))
+        if expected != found or not all(bool(leaf.isfinite().all()) for leaf in last):
+            shapes = [tuple(shape) for shape in found]
+            raise InputError(f"previous: found shapes {shapes}; give the last aggregate, finite numbers")
+        parts: list[Part] = [[*part, row.to(part[0])] for part, row in zip(self.parts, last, strict=True)]
+        return Vectors(parts, self.like_given)
+
+
+def read(given: Any) -> Vectors:
+    """The vectors that a caller gives. Raises TypeError, InputError."""
+    if not isinstance(given, list | tuple):
+        tensor = as_tensor(given, "vectors")
+        if tensor.ndim != 2 or 0 in tensor.shape:
+            raise InputError(f"vectors: found shape {tuple(tensor.shape)}; give [n, d], one vector a row")
+        return Vectors([tensor], lambda parts: parts[0].numpy() if isinstance(given, np.ndarray) else parts[0])
+    if not given:
+        raise InputError(f"vectors: found an empty {type(given).__name__}; {FORMS}")
+    vectors = [_leaves(vector, f"vectors[{i}]") for i, vector in enumerate(given)]
+    names = _names(given[0])
+    for i, vector in enumerate(vectors):
+        alike = len(vector) == len(vectors[0]) and all(map(_alike, vector, vectors[0]))
+        if not alike or names != _names(given[i]):
+            raise InputError(
+                f"vectors[{i}]: found {_described(given[i], vector)}, but vectors[0] is "
+                f"{_described(given[0], vectors[0])}; give n vectors of one form"
+            )
+    if not any(leaf.numel() for leaf in vectors[0]):
+        raise InputError(f"vectors: found no numbers in vectors[0]; {FORMS}")
+    flat: list[Part] = [[_flat(leaf) for leaf in part] for part in zip(*vectors, strict=True)]
+    return Vectors(flat, lambda parts: _like(given[0], parts))
+
+
+def _names(vector: Any) -> list[Any] | None:
+    """The keys of one vector, if it has any."""
+    return list(vector) if not isinstance(vector, Tensor) and isinstance(vector, Mapping) else None
+
+
+def _leaves(vector: Any, what: str) -> list[Tensor]:
+    """The tensors of one vector, in order."""
+    if isinstance(vector, list | tuple):
+        return [as_tensor(leaf, f"{what}[{i}]") for i, leaf in enumerate(vector)]
+    names = _names(vector)
+    if names is not None:
+        return [as_tensor(vector[name], f"{what}[{name!r}]") for name in names]
+    return [as_tensor(vector, what)]
+
+
+def _like(vector: Any, parts: Sequence[Tensor]) -> Any:
+    """The parts in the form of a vector."""
+    if isinstance(vector, Mapping):
+        return {name: _like(leaf, [part]) for (name, leaf), part in zip(vector.items(), parts, strict=True)}
+    if isinstance(vector, list | tuple):
+        return [_like(leaf, [part]) for leaf, part in zip(vector, parts, strict=True)]
+    whole = parts[0].view(vector.shape)
+    return whole.numpy() if isinstance(vector, np.ndarray) else whole
+
+
+def _flat(leaf: Tensor) -> Tensor:
+    return leaf if leaf.ndim == 1 else leaf.reshape(-1)
+
+
+def _alike(one: Tensor, other: Tensor) -> bool:
+    return one.shape == other.shape and one.dtype == other.dtype and one.device == other.device
+
+
+def _described(vector: Any, leaves: Sequence[Tensor]) -> str:
+    if not leaves:
+        return f"an empty {type(vector).__name__}"
+    shapes = ", ".join(f"{tuple(leaf.shape)} {str(leaf.dtype).removeprefix('torch.')}" for leaf in leaves[:4])
+    names = f" with keys {list(vector)[:4]}" if isinstance(vector, Mapping) else ""
+    return f"{len(leaves)} tensors ({shapes}{', ...' if len(leaves) > 4 else ''}){names} on {leaves[0].device}"
+
+
+def as_tensor(array: Any, what: str) -> Tensor:
+    """A floating tensor or array as a tensor that shares its memory, off autograd. Raises TypeError."""
+    if isinstance(array, np.ma.MaskedArray):
+        raise TypeError(f"{what}: found a masked array; fill it, or leave out what is masked")
+    if isinstance(array, np.ndarray):
+        if array.dtype not in (np.float16, np.float32, np.float64):
+            raise TypeError(f"{what}: found a numpy array of {array.dtype}; give float16, float32 or float64")
+        if not array.flags.writeable or any(stride < 0 or stride % array.itemsize for stride in array.strides):
+            array = array.copy()  # torch cannot share such memory
+        return torch.from_numpy(array)
+    if not isinstance(array, Tensor):
+        raise TypeError(f"{what}: found {type(array).__name__}; give a torch tensor or a numpy array")
+    if array.dtype not in DTYPES:
+        raise TypeError(f"{what}: found a tensor of {array.dtype}; give float16, bfloat16, float32 or float64")
+    if array.layout != torch.strided or array.is_nested or array.device.type == "meta":
+        raise TypeError(f"{what}: found a tensor without numbers side by side in memory; give a dense one")
+    return array.detach() if array.requires_grad else array

@@ -1,0 +1,1 @@
+"""From one cell to its curves: data, models, gradients, attacks, rounds."""

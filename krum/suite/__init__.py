@@ -1,0 +1,1 @@
+"""From YAML to figures: experiments, planning, results, probes, claims, report."""

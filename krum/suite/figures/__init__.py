@@ -1,0 +1,1 @@
+"""Figures: from a tidy frame to a picture."""
