@@ -116,7 +116,7 @@ def _own_distances(local: list[Tensor]) -> Tensor:
     if not held:
         n = len(local[0])
         return torch.zeros(n, n, dtype=torch.float64, device=local[0].device)
-    return distances.of_parts(held)
+    return distances.of_blocks(held)
 
 
 def _weights(

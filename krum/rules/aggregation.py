@@ -12,9 +12,9 @@ from krum.registry import lookup
 from krum.rules import distances, selection
 from krum.rules import vectors as forms
 from krum.rules.aggregators import AGGREGATORS, Aggregator
-from krum.rules.distances import Part
+from krum.rules.distances import RowBlock
 
-COMBINED = 2**18  # coordinates that are combined at a time, in float64; a cache holds them
+COMBINED = 2**16  # coordinates that are combined at a time, in float64
 Array = TypeVar("Array", Tensor, np.ndarray)
 
 
@@ -56,13 +56,13 @@ def aggregate(vectors: Any, aggregator: str = "krum", f: int | None = None, **op
         given = given.and_last(previous)
     if rule.sees == "vectors":
         if rule.select is not None:
-            squared = distances.of_parts(given.parts)
+            squared = distances.of_blocks(given.blocks)
             refuse_too_many(~squared.diagonal().isfinite(), f)
             context = {**context, "chosen": rule.select(squared, f)}
-        result = by_coordinates(rule, given.parts, f, {**context, **options})
+        result = by_coordinates(rule, given.blocks, f, {**context, **options})
     else:
-        chosen = _weights(rule, given.parts, f, {**context, **options})
-        result = [combine(chosen, part) for part in given.parts]
+        chosen = _weights(rule, given.blocks, f, {**context, **options})
+        result = [combine(chosen, block) for block in given.blocks]
     return given.like_given(result)
 
 
@@ -127,14 +127,14 @@ def _check_gram(gram: Tensor) -> None:
         raise InputError(f"gram: found numbers beyond |V_i| |V_j|, as among distances, not inner products; {wrong}")
 
 
-def _weights(rule: Aggregator, parts: Sequence[Part], f: int, options: dict[str, Any]) -> Tensor:
-    """The weights `[n]` that a Gram rule gives to n vectors in parts."""
+def _weights(rule: Aggregator, blocks: Sequence[RowBlock], f: int, options: dict[str, Any]) -> Tensor:
+    """The weights `[n]` that a Gram rule gives to n vectors."""
     if rule.fixed_weights:
-        return weigh(rule, distances.only_finiteness(parts), f, options)
-    proven = selection.proven_weights(rule, parts, f, options)
+        return weigh(rule, distances.only_finiteness(blocks), f, options)
+    proven = selection.proven_weights(rule, blocks, f, options)
     if proven is not None:
         return proven
-    return weigh(rule, distances.of_parts(parts), f, options)
+    return weigh(rule, distances.of_blocks(blocks), f, options)
 
 
 def weigh(rule: Aggregator, squared: Tensor, f: int, options: dict[str, Any]) -> Tensor:
@@ -163,40 +163,35 @@ def checked(
     return rule, context, options, 0 if f is None else f
 
 
-def combine(weights: Tensor, part: Part) -> Tensor:
-    """`sum_i weights_i V_i` of n vectors; a vector of weight 0 is not touched, so its NaN does no harm."""
-    from krum.rules import kernels
-
+def combine(weights: Tensor, block: RowBlock) -> Tensor:
+    """`sum_i weights_i V_i` in float64, [d]; a vector of weight 0 is not touched, so its NaN does no harm."""
     factors = weights.tolist()
     used = [row for row, factor in enumerate(factors) if factor]
     if len(used) == 1 and factors[used[0]] == 1:
-        return part[used[0]].clone()
-    result = torch.empty_like(part[0])
-    if result.dtype in (torch.float32, torch.float64) and kernels.fit([part]):
-        kernels.weighted_sum(factors, part, result)
-        return result
-    columns = max(1, min(COMBINED, len(result)))
-    total = torch.empty(columns, dtype=torch.float64, device=result.device)
-    one = torch.empty_like(total)
-    for start in range(0, len(result), columns):
-        total, one = total[: len(result) - start].zero_(), one[: len(result) - start]
+        return block[used[0]].clone()
+    result = torch.empty_like(block[0])
+    width = max(1, min(COMBINED, len(result)))
+    total = torch.empty(width, dtype=torch.float64, device=result.device)
+    row_in_float64 = torch.empty_like(total)
+    for start in range(0, len(result), width):
+        sums, values = total[: len(result) - start].zero_(), row_in_float64[: len(result) - start]
         for row in used:
-            total.add_(one.copy_(part[row][start : start + columns]), alpha=factors[row])
-        result[start : start + columns] = total
+            sums.add_(values.copy_(block[row][start : start + width]), alpha=factors[row])
+        result[start : start + width] = sums
     return result
 
 
-def by_coordinates(rule: Aggregator, parts: Sequence[Part], f: int, options: dict[str, Any]) -> list[Tensor]:
-    """What a vector rule makes of n vectors, part by part and a block of coordinates at a time."""
-    n = len(parts[0])
-    finite = torch.ones(n, dtype=torch.bool, device=parts[0][0].device)
-    results = [torch.empty_like(part[0]) for part in parts]
-    columns = max(1, distances.BLOCK // n)
-    for part, result in zip(parts, results, strict=True):
-        for start in range(0, len(result), columns):
-            block = distances.float64_block(part, start, start + columns)
-            finite &= block.isfinite().all(-1)
-            result[start : start + columns] = rule(block, f, **options)
+def by_coordinates(rule: Aggregator, blocks: Sequence[RowBlock], f: int, options: dict[str, Any]) -> list[Tensor]:
+    """What a vector rule makes of n vectors, some coordinates at a time."""
+    n = len(blocks[0])
+    finite = torch.ones(n, dtype=torch.bool, device=blocks[0][0].device)
+    results = [torch.empty_like(block[0]) for block in blocks]
+    width = max(1, distances.BLOCK // n)
+    for block, result in zip(blocks, results, strict=True):
+        for start in range(0, len(result), width):
+            columns = distances.some_columns(block, start, start + width)
+            finite &= columns.isfinite().all(-1)
+            result[start : start + width] = rule(columns, f, **options)
     refuse_too_many(~finite, f)
     return results
 

@@ -1,21 +1,24 @@
-"""Squared distances between vectors, or from their Gram matrix, without loss to cancellation, NaN or overflow.
+"""Squared distances between n vectors, exact whatever they have in common, and quick float32 bounds on them.
 
-On the CPU, those between vectors come from differences (`krum.kernels`), which cancel nothing; elsewhere from matrix
-products, and from differences for the pairs that cancel.
+Nothing here copies the vectors but for a block of coordinates at a time.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
-Part = Tensor | Sequence[Tensor]  # [n, d], or n vectors [d]
+# Some coordinates of all n vectors: a matrix [n, d], or n vectors [d]. A model's gradients are one for each layer.
+RowBlock = Tensor | Sequence[Tensor]
 
 # A pair whose distance is below this share of the two vectors' lengths (from a common reference) is computed again
 # from its differences: the expansion ||a||^2 + ||b||^2 - 2 a.b has lost three of float64's sixteen digits by then.
 CANCELLATION = 1e-3
-# Numbers held in float64 at a time. Blocks of this size stay in the cache.
-BLOCK = 2**17
+BLOCK = 2**17  # numbers that are held in float64 at a time
+PRODUCTS_BLOCK = 2**22  # numbers whose float32 products are computed at a time
+CHUNK, GROUP = 512, 8  # float32 products are summed over CHUNK columns, GROUP of these sums in float32, then in float64
+ROWS = 128  # rows whose products with those after them are computed together: the matrix is symmetric
+FLOAT64_ROUNDING = 1e-11  # relative, of a sum of squares; generous
 
 
 def squared_distances(vectors: Tensor) -> Tensor:
@@ -25,62 +28,15 @@ def squared_distances(vectors: Tensor) -> Tensor:
     scale from 1e-150 to 1e150. Identical vectors have distance 0 and identical rows, so that ties stay ties. A vector
     with a NaN or an infinity is at distance `inf` from every vector, itself included. Extra memory is independent of d.
     """
-    return of_parts([vectors])
+    return of_blocks([vectors])
 
 
-def of_parts(parts: Sequence[Part]) -> Tensor:
-    """The same of n vectors in parts, each a tensor `[n, d_p]` or n tensors `[d_p]`: distances add up over parts."""
-    from krum.rules import kernels
-
-    if kernels.fit(parts):
-        return kernels.squared_differences(parts)
-    total = _by_products(parts[0])
-    for part in parts[1:]:
-        total += _by_products(part)
+def of_blocks(blocks: Sequence[RowBlock]) -> Tensor:
+    """The same of vectors whose coordinates lie in several blocks: distances add up."""
+    total = _exact_distances(blocks[0])
+    for block in blocks[1:]:
+        total += _exact_distances(block)
     return total
-
-
-def only_finiteness(parts: Sequence[Part]) -> Tensor:
-    """What a rule needs that looks at no distance: 0, or `inf` from and to a vector that is not finite, [n, n]."""
-    first = parts[0][0]
-    finite = torch.ones(len(parts[0]), dtype=torch.bool, device=first.device)
-    for part in parts:
-        # a float64 sum of narrower numbers cannot overflow
-        finite &= _finite(part, torch.stack([row.sum(dtype=torch.float64) for row in part]))
-    zero = torch.zeros(len(finite), len(finite), dtype=torch.float64, device=first.device)
-    return _put_at_infinity(zero, ~finite)
-
-
-def _by_products(part: Part) -> Tensor:
-    """The same by matrix products, on any device: one pass in blocks of coordinates, one for the pairs that cancel."""
-    n, d = len(part), len(part[0])
-    columns = max(1, min(d, BLOCK // n))
-    gram = torch.zeros(n, n, dtype=torch.float64, device=part[0].device)
-    block = float64_block(part, 0, columns)
-    reference = central_row(block)
-    for start in range(0, d, columns):
-        block = float64_block(part, start, start + columns)
-        block -= block[reference].nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
-        gram.addmm_(block, block.mT)
-    finite = _finite(part, gram.diagonal())
-    distances = _from_gram(gram)
-    norms = gram.diagonal()
-    trusted = distances > CANCELLATION * (norms[:, None] + norms[None, :])
-    pairs = (~trusted & finite[:, None] & finite[None, :]).triu(1).nonzero()
-    if len(pairs):
-        exact = _by_differences(part, pairs)
-        distances[pairs[:, 0], pairs[:, 1]] = exact
-        distances[pairs[:, 1], pairs[:, 0]] = exact
-        twin = (distances == 0).byte().argmax(-1)
-        distances = distances[twin][:, twin]
-    return _put_at_infinity(distances, ~finite)
-
-
-def float64_block(part: Part, start: int, stop: int) -> Tensor:
-    """Some columns of n vectors, a copy in float64: `[n, stop - start]`, less at the end."""
-    if isinstance(part, Tensor):
-        return part[:, start:stop].to(torch.float64, copy=True)
-    return torch.stack([row[start:stop] for row in part]).double()
 
 
 def from_gram(gram: Tensor) -> Tensor:
@@ -91,12 +47,174 @@ def from_gram(gram: Tensor) -> Tensor:
     """
     gram = gram.double()
     infinite = ~gram.diagonal(dim1=-2, dim2=-1).isfinite()
-    return _put_at_infinity(_from_gram(gram), infinite)
+    return _put_at_infinity(_expanded(gram), infinite)
 
 
-def _from_gram(gram: Tensor) -> Tensor:
-    norms = gram.diagonal(dim1=-2, dim2=-1)
-    distances = (norms[..., :, None] + norms[..., None, :]).sub_(gram, alpha=2).clamp_(min=0).triu_(1)
+def only_finiteness(blocks: Sequence[RowBlock]) -> Tensor:
+    """What a rule needs that looks at no distance: 0, or `inf` from and to a vector that is not finite, [n, n]."""
+    first = blocks[0][0]
+    finite = torch.ones(len(blocks[0]), dtype=torch.bool, device=first.device)
+    for block in blocks:
+        # a float64 sum of narrower numbers cannot overflow
+        finite &= _finite(block, torch.stack([row.sum(dtype=torch.float64) for row in block]))
+    zero = torch.zeros(len(finite), len(finite), dtype=torch.float64, device=first.device)
+    return _put_at_infinity(zero, ~finite)
+
+
+# -------------------------------------------------------------------------------------------------------------- bounds
+
+
+def bounds_from_float32(blocks: Sequence[RowBlock]) -> Tensor | None:
+    """Below and above all `||V_i - V_j||^2`, float64 [2, n, n], from float32 products; None where they tell nothing.
+
+    A sum of c products, in whatever order, is wrong by at most `c u / (1 - c u) sum_k |x_k y_k|`, u = 2^-24 (Higham,
+    Accuracy and Stability of Numerical Algorithms, 2002, section 3.1), and `sum_k |x_k y_k| <= |x| |y|`. So
+    `||a||^2 + ||b||^2 - 2 a.b` is wrong by at most `c u / (1 - c u) (|a| + |b|)^2`; c is CHUNK + GROUP, since the sums
+    of so many products are added up in float64. A large common part would make that useless, so one of the vectors is
+    subtracted then; that rounds every coordinate once, which c = CHUNK + GROUP + 4 covers, and the lengths' own error,
+    too. What underflow loses, at most 2^-126 a product or subnormal factor, is less than 2^-120 for every coordinate.
+    """
+    if not _multiplies_in_float32():
+        return None
+    n, first, d = len(blocks[0]), blocks[0][0], sum(len(block[0]) for block in blocks)
+    gram = torch.zeros(n, n, dtype=torch.float64, device=first.device)
+    for block in blocks:
+        width = max(1, PRODUCTS_BLOCK // n // (CHUNK * GROUP)) * CHUNK * GROUP
+        reference = None
+        for columns in _columns(block, width, torch.float32):
+            if reference is None:
+                reference = _reference(columns)
+            _add_products(gram, columns if reference < 0 else columns - columns[reference])
+    lengths = gram.diagonal()
+    distances = _expanded(gram)
+    unit = (CHUNK + GROUP + 4) * 2.0**-24
+    norms = lengths.clamp(min=0).sqrt()
+    error = (unit / (1 - 2 * unit) + FLOAT64_ROUNDING) * (norms[:, None] + norms).square() + d * 2.0**-120
+    return _interval(distances, error)
+
+
+def narrowed(bounds: Tensor, blocks: Sequence[RowBlock], rows: Tensor) -> Tensor:
+    """The same bounds, narrower by far to and from a few of the vectors: from products in float64."""
+    n, first = len(blocks[0]), blocks[0][0]
+    products = torch.zeros(len(rows), n, dtype=torch.float64, device=first.device)
+    lengths = torch.zeros(n, dtype=torch.float64, device=first.device)
+    for block in blocks:
+        reference = None
+        for columns in _columns(block, max(1, BLOCK // n), torch.float64):
+            if reference is None:
+                reference = central_row(columns)
+            columns = columns - columns[reference]
+            products.addmm_(columns[rows], columns.mT)
+            lengths += columns.square().sum(-1)
+    distances = lengths[rows, None] + lengths - 2 * products
+    norms = lengths.sqrt()
+    summed = max(1, BLOCK // n) + sum(len(block[0]) for block in blocks) // max(1, BLOCK // n) + 4
+    error = (2.0**-53 * summed + FLOAT64_ROUNDING) * (norms[rows, None] + norms).square() + 1e-300
+    closer = torch.stack([(distances - error).clamp(min=0), distances + error])
+    closer[:, torch.arange(len(rows)), rows] = 0
+    bounds = bounds.clone()
+    bounds[:, rows] = closer
+    bounds[:, :, rows] = closer.mT
+    return bounds
+
+
+def _multiplies_in_float32() -> bool:
+    """Whether torch has been told, as by default, to round nothing to bfloat16 or TF32 before it multiplies."""
+    try:
+        return torch.get_float32_matmul_precision() == "highest"
+    except RuntimeError:  # it has been told in two ways
+        return False
+
+
+def _reference(columns: Tensor) -> int:
+    """A vector to subtract from all where these are alike, or -1: from a sample of the coordinates."""
+    sample = columns[:, :: max(1, columns.shape[1] // 512)].double()
+    centre = central_row(sample)
+    apart = (sample - sample[centre]).square().sum(-1).median()
+    return int(centre) if bool(apart < sample.square().sum(-1).median() / 2) else -1
+
+
+def _add_products(gram: Tensor, columns: Tensor) -> None:
+    """Add the upper triangle of the inner products of float32 `columns [n, c]`, and some of the others."""
+    n, whole = len(columns), columns.shape[1] // (CHUNK * GROUP) * CHUNK * GROUP
+    rest = columns[:, whole:]
+    chunks = columns[:, :whole].unflatten(1, (-1, CHUNK)).transpose(0, 1)  # [many, n, CHUNK]
+    for top in range(0, n, ROWS):
+        bottom = top + ROWS
+        if whole:
+            products = torch.bmm(chunks[:, top:bottom], chunks[:, top:].mT)
+            gram[top:bottom, top:] += products.unflatten(0, (-1, GROUP)).sum(1).sum(0, dtype=torch.float64)
+        for some in rest.split(CHUNK, dim=1):
+            gram[top:bottom, top:] += some[top:bottom] @ some[top:].mT
+
+
+def _interval(distances: Tensor, error: Tensor) -> Tensor | None:
+    """Both ends, with zeros on the diagonal; None unless they are finite."""
+    bounds = torch.stack([(distances - error).clamp(min=0), distances + error])
+    bounds.diagonal(dim1=-2, dim2=-1).zero_()
+    return bounds if bool(bounds.isfinite().all()) else None
+
+
+# --------------------------------------------------------------------------------------------------------------- exact
+
+
+def _exact_distances(block: RowBlock) -> Tensor:
+    """One pass over the coordinates for products in float64, one for the differences of the pairs that cancel."""
+    n = len(block)
+    gram = torch.zeros(n, n, dtype=torch.float64, device=block[0].device)
+    reference = None
+    for columns in _columns(block, max(1, BLOCK // n), torch.float64):
+        if reference is None:
+            reference = central_row(columns)
+        columns -= columns[reference].nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
+        gram.addmm_(columns, columns.mT)
+    finite = _finite(block, gram.diagonal())
+    distances = _expanded(gram)
+    lengths = gram.diagonal()
+    trusted = distances > CANCELLATION * (lengths[:, None] + lengths)
+    pairs = (~trusted & finite[:, None] & finite).triu(1).nonzero()
+    if len(pairs):
+        exact = _from_differences(block, pairs)
+        distances[pairs[:, 0], pairs[:, 1]] = exact
+        distances[pairs[:, 1], pairs[:, 0]] = exact
+        twin = (distances == 0).byte().argmax(-1)
+        distances = distances[twin][:, twin]
+    return _put_at_infinity(distances, ~finite)
+
+
+def _from_differences(block: RowBlock, pairs: Tensor) -> Tensor:
+    """`||V_i - V_j||^2` for `pairs [p, 2]`, from the coordinates' differences."""
+    total = torch.zeros(len(pairs), dtype=torch.float64, device=pairs.device)
+    for columns in _columns(block, max(1, BLOCK // len(block)), torch.float64):
+        at_once = BLOCK // columns.shape[1] + 1
+        for some, sums in zip(pairs.split(at_once), total.split(at_once), strict=True):
+            sums += (columns[some[:, 0]] - columns[some[:, 1]]).square_().sum(-1)
+    return total
+
+
+def _columns(block: RowBlock, width: int, dtype: torch.dtype) -> Iterator[Tensor]:
+    """The columns, `width` at a time, as matrices [n, width] that may be views if the dtype is the block's own."""
+    for start in range(0, len(block[0]), width):
+        yield some_columns(block, start, start + width, dtype)
+
+
+def some_columns(block: RowBlock, start: int, stop: int, dtype: torch.dtype = torch.float64) -> Tensor:
+    """Some columns of n vectors, `[n, stop - start]`, less at the end; a copy in float64."""
+    if isinstance(block, Tensor):
+        return block[:, start:stop].to(dtype, copy=dtype == torch.float64)
+    return torch.stack([row[start:stop] for row in block]).to(dtype)
+
+
+def central_row(columns: Tensor) -> Tensor:
+    """The index of a vector amid the others, to measure from; a poor choice costs time, never exactness."""
+    sample = columns[:, :: max(1, columns.shape[1] // 32)]
+    distances = torch.cdist(sample, sample, compute_mode="donot_use_mm_for_euclid_dist")
+    return distances.nan_to_num(nan=torch.inf).sort(-1).values[:, : len(columns) // 2 + 1].sum(-1).argmin()
+
+
+def _expanded(gram: Tensor) -> Tensor:
+    lengths = gram.diagonal(dim1=-2, dim2=-1)
+    distances = (lengths[..., :, None] + lengths[..., None, :]).sub_(gram, alpha=2).clamp_(min=0).triu_(1)
     # A matrix product's two triangles may differ in their last bits; one of them stands for both, or ties would break.
     return distances + distances.mT
 
@@ -106,28 +224,9 @@ def _put_at_infinity(distances: Tensor, infinite: Tensor) -> Tensor:
     return distances.masked_fill_(infinite | distances.isnan(), torch.inf)
 
 
-def _finite(part: Part, norms: Tensor) -> Tensor:
+def _finite(block: RowBlock, lengths: Tensor) -> Tensor:
     """Which vectors have no NaN and no infinity; those of a finite squared length need no look."""
-    finite = norms.isfinite()
+    finite = lengths.isfinite()
     for row in (~finite).nonzero().squeeze(-1).tolist():
-        finite[row] = all(piece.isfinite().all() for piece in part[row].split(BLOCK))
+        finite[row] = all(piece.isfinite().all() for piece in block[row].split(BLOCK))
     return finite
-
-
-def central_row(block: Tensor) -> Tensor:
-    """The index of a vector amid the others, to measure from; a poor choice costs time, never exactness."""
-    sample = block[:, :: max(1, block.shape[1] // 32)]
-    distances = torch.cdist(sample, sample, compute_mode="donot_use_mm_for_euclid_dist")
-    return distances.nan_to_num(nan=torch.inf).sort(-1).values[:, : len(block) // 2 + 1].sum(-1).argmin()
-
-
-def _by_differences(part: Part, pairs: Tensor) -> Tensor:
-    """`||V_i - V_j||^2` for `pairs [p, 2]`, from the coordinates' differences."""
-    total = torch.zeros(len(pairs), dtype=torch.float64, device=pairs.device)
-    n, d = len(part), len(part[0])
-    columns = max(1, min(d, BLOCK // n))
-    for start in range(0, d, columns):
-        block = float64_block(part, start, start + columns)
-        for some, sums in zip(pairs.split(BLOCK // columns + 1), total.split(BLOCK // columns + 1), strict=True):
-            sums += (block[some[:, 0]] - block[some[:, 1]]).square_().sum(-1)
-    return total

@@ -1,4 +1,4 @@
-"""The callers' n vectors, in whatever form they have them, as parts that rules read in place."""
+"""Normalises a matrix, a list or state dicts to flat row blocks without copying, and an aggregate back to their form."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from krum.errors import InputError
-from krum.rules.distances import Part
+from krum.rules.distances import RowBlock
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 FORMS = "give [n, d] as a torch tensor or a numpy array, or n of them, or n models' gradients, each a list or a dict"
@@ -17,27 +17,27 @@ FORMS = "give [n, d] as a torch tensor or a numpy array, or n of them, or n mode
 
 @dataclass(frozen=True)
 class Vectors:
-    """n vectors in parts, and the way back from one vector's parts to the callers' form."""
+    """n vectors in row blocks, and the way back from one vector in such pieces to the caller's form."""
 
-    parts: list[Part]  # each [n, d_p], or n tensors [d_p]
+    blocks: list[RowBlock]
     like_given: Callable[[list[Tensor]], Any]
 
     @property
     def n(self) -> int:
         """How many vectors there are."""
-        return len(self.parts[0])
+        return len(self.blocks[0])
 
     def and_last(self, vector: Any) -> "Vectors":
         """With one vector more at the end, of the form of a result; zero where it is None. Raises InputError."""
         if vector is None:
-            last = [part[0].new_zeros(part[0].shape) for part in self.parts]
+            last = [part[0].new_zeros(part[0].shape) for part in self.blocks]
         else:
             last = [_flat(leaf) for leaf in _leaves(vector, "previous")]
-        expected, found = ([leaf.shape for leaf in leaves] for leaves in ([part[0] for part in self.parts], last))
+        expected, found = ([leaf.shape for leaf in leaves] for leaves in ([part[0] for part in self.blocks], last))
         if expected != found or not all(bool(leaf.isfinite().all()) for leaf in last):
             shapes = [tuple(shape) for shape in found]
             raise InputError(f"previous: found shapes {shapes}; give the last aggregate, finite numbers")
-        parts: list[Part] = [[*part, row.to(part[0])] for part, row in zip(self.parts, last, strict=True)]
+        parts: list[RowBlock] = [[*part, row.to(part[0])] for part, row in zip(self.blocks, last, strict=True)]
         return Vectors(parts, self.like_given)
 
 
@@ -61,7 +61,7 @@ def read(given: Any) -> Vectors:
             )
     if not any(leaf.numel() for leaf in vectors[0]):
         raise InputError(f"vectors: found no numbers in vectors[0]; {FORMS}")
-    flat: list[Part] = [[_flat(leaf) for leaf in part] for part in zip(*vectors, strict=True)]
+    flat: list[RowBlock] = [[_flat(leaf) for leaf in part] for part in zip(*vectors, strict=True)]
     return Vectors(flat, lambda parts: _like(given[0], parts))
 
 
