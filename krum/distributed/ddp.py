@@ -1,7 +1,7 @@
 """Krum instead of the mean in `torch.nn.parallel.DistributedDataParallel`, around any model.
 
     model = DistributedDataParallel(model)
-    krum.parallel.aggregate_with(model, "krum", f=1)
+    krum.ddp.aggregate_with(model, "krum", f=1)
 
 Each rank is a worker with its own mini-batches. Its gradient goes out in N equal parts, one to each rank, so that
 every rank holds 1/N of the coordinates of all N gradients; there it takes part in the choice (`krum.sharded`),
@@ -10,7 +10,7 @@ ring all-reduce, plus 8 N^2 for the distances, and not N times its gradient, as 
 
 The code of all ranks is trusted: each computes a part of every aggregate. Their gradients are not: whatever up to f
 of them hold, the aggregate is what the rule makes of it. Against machines that do not run this code as it stands, a
-server of its own, or several that compare their results, is needed.
+separate server, or several that compare their results, is needed.
 """
 
 from dataclasses import dataclass, field
@@ -49,19 +49,13 @@ def aggregate_with(
     """
     if not isinstance(model, DistributedDataParallel):
         raise InputError(f"model: found {type(model).__name__}; wrap it in torch.nn.parallel.DistributedDataParallel")
-    rule, *_ = checked(aggregator, _ranks(group), f, options)
+    rule, *_ = checked(aggregator, _count_ranks(group), f, options)
     if rule.previous:
-        raise InputError(f"{rule.name} needs the last aggregate, which is not kept here; give another rule")
+        raise InputError(f"{rule.name} needs the last aggregate, which the hook does not keep; give another rule")
     try:
-        model.register_comm_hook(_Step(aggregator, f, options, group), _hook)
+        model.register_comm_hook(_Hook(aggregator, f, options, group), _Hook.receive)
     except RuntimeError as error:
-        raise InputError(f"model: has a way to communicate already ({error}); wrap it anew") from None
-
-
-def _ranks(group: dist.ProcessGroup | None) -> int:
-    if not dist.is_initialized():
-        raise InputError("there is no process group; call torch.distributed.init_process_group first, on every rank")
-    return dist.get_world_size(group)
+        raise InputError(f"model: has a communication hook already ({error}); wrap it anew") from None
 
 
 @torch.no_grad()
@@ -78,17 +72,13 @@ def aggregate_(
     """Turn every rank's flat gradient `[d]`, in place, into their aggregate by any rule of `krum.AGGREGATORS`.
 
     Arguments and errors as in `krum.aggregate`, with n the number of ranks; `previous` is the last aggregate `[d]`.
-    Everyone's gradients, in this rank's part of the coordinates, come to `received`: `room(flat)`, which is d numbers,
-    made anew where a training loop does not keep it.
+    `received` is memory for this rank's part of everyone's gradients, `receive_buffer(flat)`, made anew by default.
     """
     if not isinstance(flat, Tensor) or flat.ndim != 1 or not flat.is_contiguous() or not flat.is_floating_point():
         found = f"{tuple(flat.shape)} of {flat.dtype}" if isinstance(flat, Tensor) else type(flat).__name__
         raise InputError(f"flat: found {found}; give a contiguous floating tensor [d]")
-    checked(aggregator, _ranks(group), f, options)
-    expected = (dist.get_world_size(group), len(cut(flat, group)[dist.get_rank(group)]))
-    if received is not None and (tuple(received.shape) != expected or received.dtype != flat.dtype):
-        raise InputError(f"received: found {tuple(received.shape)} of {received.dtype}; give krum.parallel.room(flat)")
-    received = room(flat, group) if received is None else received
+    checked(aggregator, _count_ranks(group), f, options)  # before anything is sent
+    received = receive_buffer(flat, group) if received is None else received
     scatter(flat, received, group).wait()
     if previous is not None:
         options["previous"] = cut(previous, group)[dist.get_rank(group)]
@@ -96,17 +86,27 @@ def aggregate_(
     return flat
 
 
+def _count_ranks(group: dist.ProcessGroup | None) -> int:
+    if not dist.is_initialized():
+        raise InputError("there is no process group; call torch.distributed.init_process_group first, on every rank")
+    return dist.get_world_size(group)
+
+
 def cut(flat: Tensor, group: dist.ProcessGroup | None = None) -> tuple[Tensor, ...]:
     """Each rank's part of a flat vector `[d]`, a view: equal lengths, but for one number where N does not divide d."""
     return flat.tensor_split(dist.get_world_size(group))
 
 
+def receive_buffer(flat: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
+    """Memory for this rank's part of everyone's vectors, `[N, about d / N]`."""
+    return flat.new_empty(dist.get_world_size(group), len(cut(flat, group)[dist.get_rank(group)]))
+
+
 def scatter(flat: Tensor, received: Tensor, group: dist.ProcessGroup | None = None) -> dist.Work:
-    """Send every rank its part of this one's vector `[d]`. When the work has ended, `received` `[N, own]` holds
-    everyone's vectors, in this rank's part of the coordinates."""
-    ranks, own = received.shape
+    """Send every rank its part of this one's vector `[d]`, and fill `received` with this rank's part of everyone's."""
+    ranks, length = received.shape
     sizes = [len(part) for part in cut(flat, group)]
-    return dist.all_to_all_single(received.view(-1), flat, [own] * ranks, sizes, group=group, async_op=True)
+    return dist.all_to_all_single(received.view(-1), flat, [length] * ranks, sizes, group=group, async_op=True)
 
 
 def gather(part: Tensor, flat: Tensor, group: dist.ProcessGroup | None = None) -> None:
@@ -114,46 +114,42 @@ def gather(part: Tensor, flat: Tensor, group: dist.ProcessGroup | None = None) -
 
     One broadcast per rank, straight to its place: the bytes of an all-gather, without gloo's copies of all of them.
     """
-    pieces = cut(flat, group)
-    pieces[dist.get_rank(group)].copy_(part)
-    sent = [dist.broadcast(piece, group=group, group_src=rank, async_op=True) for rank, piece in enumerate(pieces)]
+    parts = cut(flat, group)
+    parts[dist.get_rank(group)].copy_(part)
+    sent = [dist.broadcast(one, group=group, group_src=rank, async_op=True) for rank, one in enumerate(parts)]
     for work in sent:
         work.wait()
 
 
-def room(flat: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
-    """Memory for everyone's vectors in this rank's part of the coordinates of `flat`, `[N, own]`."""
-    return flat.new_empty(dist.get_world_size(group), len(cut(flat, group)[dist.get_rank(group)]))
-
-
 @dataclass
-class _Step:
+class _Hook:
     """The buckets of one backward pass: the choice is among whole gradients, so all wait for the last one."""
 
     aggregator: str
     f: int | None
     options: dict[str, Any]
     group: dist.ProcessGroup | None
-    rooms: dict[tuple[int, int], Tensor] = field(default_factory=dict)  # kept from step to step, by bucket and length
+    buffers: dict[int, Tensor] = field(default_factory=dict)  # by bucket, kept from step to step
     waiting: list[tuple[Tensor, Tensor, dist.Work, Future[Tensor]]] = field(default_factory=list)
 
+    def receive(self, bucket: dist.GradBucket) -> Future[Tensor]:
+        """Send one bucket's gradients; with the last bucket, aggregate all of them."""
+        flat, received = bucket.buffer(), self.buffers.get(bucket.index())
+        if received is None or received.shape[1] != len(cut(flat, self.group)[dist.get_rank(self.group)]):
+            received = receive_buffer(flat, self.group)  # at first, and when DDP cuts its buckets anew
+            self.buffers[bucket.index()] = received
+        future: Future[Tensor] = Future() if flat.device.type == "cpu" else Future(devices=[flat.device])
+        self.waiting.append((flat, received, scatter(flat, received, self.group), future))
+        if bucket.is_last():
+            self._aggregate()
+        return future
 
-def _hook(step: _Step, bucket: dist.GradBucket) -> Future[Tensor]:
-    flat = bucket.buffer()
-    key = (bucket.index(), len(flat))  # DDP cuts its buckets anew after the first step
-    if key not in step.rooms:
-        step.rooms = {old: kept for old, kept in step.rooms.items() if old[0] != key[0]}
-        step.rooms[key] = room(flat, step.group)
-    received = step.rooms[key]
-    future: Future[Tensor] = Future() if flat.device.type == "cpu" else Future(devices=[flat.device])
-    step.waiting.append((flat, received, scatter(flat, received, step.group), future))
-    if bucket.is_last():
-        waiting, step.waiting = step.waiting, []
-        for _, _, work, _ in waiting:
+    def _aggregate(self) -> None:
+        buckets, self.waiting = self.waiting, []
+        for _, _, work, _ in buckets:
             work.wait()
-        parts = [received for _, received, _, _ in waiting]
-        combined = sharded.aggregate(parts, step.aggregator, step.f, group=step.group, **step.options)
-        for part, (flat, _, _, future) in zip(combined, waiting, strict=True):
-            gather(part, flat, step.group)
+        parts = [received for _, received, _, _ in buckets]
+        combined = sharded.aggregate(parts, self.aggregator, self.f, group=self.group, **self.options)
+        for part, (flat, _, _, future) in zip(combined, buckets, strict=True):
+            gather(part, flat, self.group)
             future.set_result(flat)
-    return future

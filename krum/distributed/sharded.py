@@ -10,8 +10,7 @@ are a tensor `[n, ...]`, or a list, a tuple or a dict of them; ranks may hold di
 DTensors stand for their local parts, which must be cut along parameters and not along workers, nor be replicated.
 
 The processes that aggregate are trusted: each sees a part of every gradient and computes as it should. The gradients
-are not trusted. As everywhere in this package, a vector with a NaN or an infinity, in whichever slice, is infinitely
-far.
+are not trusted: a vector with a NaN or an infinity, in whichever slice, is infinitely far.
 """
 
 from collections.abc import Mapping
@@ -23,9 +22,10 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor, Shard
 
 from krum.errors import InputError
+from krum.registry import lookup
 from krum.rules import aggregation, distances
-from krum.rules import vectors as forms
-from krum.rules.aggregators import Aggregator
+from krum.rules.aggregators import AGGREGATORS, Aggregator
+from krum.rules.vectors import as_tensor
 
 Slices = Any  # Tensor [n, ...], or a list, a tuple or a dict of them
 
@@ -53,25 +53,20 @@ def aggregate(
     Raises:
         TypeError, InputError: as in `krum.aggregate`; what concerns whole vectors is raised on every rank.
     """
-    local = _local(slices)
-    rule, context, options, f, previous = _checked(local, aggregator, f, options)
+    rule, rows, f, options = _read(slices, aggregator, f, options)
     if rule.sees == "vectors":
-        if rule.select is None:
-            bad = sum(
-                ((~_by_vector(part).isfinite()).any(-1) for part in local),
-                torch.zeros(len(local[0]), device=local[0].device),
-            )
-            aggregation.refuse_too_many(_summed(bad.double(), group) > 0, f)
-        else:
-            squared = _summed(_own_distances(local), group)
+        if rule.select is not None:
+            squared = _squared_distances(rows, group)
             aggregation.refuse_too_many(~squared.diagonal().isfinite(), f)
-            context = {**context, "chosen": rule.select(squared, f)}
-        parts = aggregation.by_coordinates(rule, [_by_vector(part) for part in local], f, {**context, **options})
+            options["chosen"] = rule.select(squared, f)
+        else:
+            not_finite = torch.stack([(~part.isfinite()).any(-1) for part in rows]).sum(0, dtype=torch.float64)
+            aggregation.refuse_too_many(_sum_over_ranks(not_finite, group) > 0, f)
+        parts = aggregation.by_coordinates(rule, rows, f, options)
     else:
-        rows = local if previous is None else _with_previous(local, previous)
-        chosen = _weights(rule, rows, f, {**context, **options}, group)
-        parts = [aggregation.combine(chosen, _by_vector(part)) for part in rows]
-    return _like(slices, [whole.view(part.shape[1:]) for whole, part in zip(parts, local, strict=True)])
+        chosen = aggregation.weigh(rule, _squared_distances(rows, group), f, options)
+        parts = [aggregation.combine(chosen, part) for part in rows]
+    return _like(slices, parts)
 
 
 @torch.no_grad()
@@ -87,116 +82,108 @@ def weights(
 
     Arguments and errors as in `aggregate`; rules that need coordinates ("median", ...) have no weights.
     """
-    local = _local(slices)
-    rule, context, options, f, previous = _checked(local, aggregator, f, options)
+    rule, rows, f, options = _read(slices, aggregator, f, options)
     if rule.sees == "vectors":
         raise InputError(f"{rule.name} needs the vectors' coordinates and has no weights; call krum.sharded.aggregate")
-    rows = local if previous is None else _with_previous(local, previous)
-    return _weights(rule, rows, f, {**context, **options}, group)[: len(local[0])]
+    chosen = aggregation.weigh(rule, _squared_distances(rows, group), f, options)
+    return chosen[:-1] if rule.previous else chosen
 
 
 @torch.no_grad()
 def squared_distances(slices: Slices, *, group: dist.ProcessGroup | None = None) -> Tensor:
     """All `||V_i - V_j||^2` of vectors whose coordinates all ranks hold together, float64 `[n, n]`.
 
-    Each rank sums over its own coordinates as `krum.distances.squared_distances` does, and the sums are added up:
-    8 n^2 bytes go round. Identical vectors keep identical rows, and a vector that is not finite in any slice is at
+    Each rank sums over its own coordinates as `krum.rules.distances.squared_distances` does, and the sums are added
+    up: 8 n^2 bytes go round. Identical vectors keep identical rows, and a vector that is not finite in any slice is at
     distance `inf` from every vector.
     """
-    return _summed(_own_distances(_local(slices)), group)
+    return _squared_distances([_flat(part) for part in _local_parts(slices)], group)
 
 
-def _by_vector(part: Tensor) -> Tensor:
-    """`[n, ...]` -> `[n, d]`."""
-    return part.flatten(1) if part.ndim > 1 else part[:, None]
+def _squared_distances(rows: list[Tensor], group: dist.ProcessGroup | None) -> Tensor:
+    not_empty = [part for part in rows if part.numel()]
+    n = len(rows[0])
+    if not_empty:
+        return _sum_over_ranks(distances.of_blocks(not_empty), group)
+    return _sum_over_ranks(torch.zeros(n, n, dtype=torch.float64, device=rows[0].device), group)
 
 
-def _own_distances(local: list[Tensor]) -> Tensor:
-    held = [_by_vector(part) for part in local if part.numel()]
-    if not held:
-        n = len(local[0])
-        return torch.zeros(n, n, dtype=torch.float64, device=local[0].device)
-    return distances.of_blocks(held)
-
-
-def _weights(
-    rule: Aggregator, rows: list[Tensor], f: int, options: dict[str, Any], group: dist.ProcessGroup | None
-) -> Tensor:
-    return aggregation.weigh(rule, _summed(_own_distances(rows), group), f, options)
-
-
-def _summed(own: Tensor, group: dist.ProcessGroup | None) -> Tensor:
-    """The sum over all ranks; each element has the same bits on every rank."""
+def _sum_over_ranks(numbers: Tensor, group: dist.ProcessGroup | None) -> Tensor:
+    """In place; each sum has the same bits on every rank."""
     if dist.is_available() and dist.is_initialized():
-        dist.all_reduce(own, group=group)
-    return own
+        dist.all_reduce(numbers, group=group)
+    return numbers
 
 
-def _checked(
-    local: list[Tensor], aggregator: str, f: int | None, options: dict[str, Any]
-) -> tuple[Aggregator, dict[str, Any], dict[str, Any], int, list[Tensor] | None]:
-    """The rule, the round and coin that it needs, its options, f, and the last aggregate's slices."""
-    options = dict(options)
-    given = options.pop("previous", None)
+def _read(
+    slices: Slices, aggregator: str, f: int | None, options: dict[str, Any]
+) -> tuple[Aggregator, list[Tensor], int, dict[str, Any]]:
+    """The rule; the local slices, flat, `[n, d]` each, with the last aggregate as one row more where the rule takes
+    it; f; and what the rule is called with. Raises TypeError, InputError."""
+    local = _local_parts(slices)
+    takes_previous = lookup(AGGREGATORS, aggregator, "aggregator").previous
+    previous = options.pop("previous", None) if takes_previous else None
     rule, context, options, f = aggregation.checked(aggregator, len(local[0]), f, options)
-    if not rule.previous:
-        if given is not None:
-            raise InputError(f"{rule.name} takes no previous; leave it out")
-        return rule, context, options, f, None
-    if given is None:
-        return rule, context, options, f, [part.new_zeros(part.shape[1:]) for part in local]
-    previous = [forms.as_tensor(part, "previous") for part in _parts(given)]
-    if [part.shape for part in previous] != [part.shape[1:] for part in local]:
-        raise InputError("previous: its shapes are not those of the slices without their n; give the last aggregate")
-    return rule, context, options, f, previous
+    rows = [_flat(part) for part in local]
+    if takes_previous:
+        last = [part.new_zeros(part.shape[1:]) for part in local]
+        if previous is not None:
+            last = [as_tensor(_local(part), "previous") for part in _listed(previous)]
+        if [part.shape for part in last] != [part.shape[1:] for part in local]:
+            raise InputError("previous: its shapes are not those of the slices without n; give the last aggregate")
+        rows = [torch.cat([part, row.reshape(1, -1).to(part)]) for part, row in zip(rows, last, strict=True)]
+    return rule, rows, f, {**context, **options}
 
 
-def _with_previous(local: list[Tensor], previous: list[Tensor]) -> list[Tensor]:
-    return [torch.cat([part, last[None].to(part)]) for part, last in zip(local, previous, strict=True)]
+def _local_parts(slices: Slices) -> list[Tensor]:
+    """The tensors `[n, ...]` that this rank holds. Raises TypeError, InputError."""
+    parts = _listed(slices)
+    if not parts:
+        raise InputError("slices: found none; a rank without parameters gives an empty tensor, [n, 0]")
+    for part in parts:
+        if not isinstance(part, Tensor):
+            raise TypeError(f"slices: found {type(part).__name__}; give tensors [n, ...], or a list or dict of them")
+        if part.ndim == 0:
+            raise InputError("slices: found a number; give tensors [n, ...]")
+        for placement in part.placements if isinstance(part, DTensor) else ():
+            if not isinstance(placement, Shard) or placement.dim == 0:
+                raise InputError(
+                    f"slices: found a DTensor placed {placement}; give one that is sharded along a parameter's "
+                    f"dimension, from 1 on, so that each rank holds other coordinates of all n vectors"
+                )
+    counts = {len(part) for part in parts}
+    if len(counts) > 1 or counts == {0}:
+        raise InputError(f"slices: found {sorted(counts)} vectors; give the same n > 0 in each tensor")
+    return [as_tensor(_local(part), "slices") for part in parts]
 
 
-def _parts(slices: Slices) -> list[Any]:
+def _listed(slices: Slices) -> list[Any]:
     if isinstance(slices, Mapping):
         return list(slices.values())
     return list(slices) if isinstance(slices, list | tuple) else [slices]
 
 
-def _local(slices: Slices) -> list[Tensor]:
-    """The tensors `[n, ...]` that lie here. Raises TypeError, InputError."""
-    parts = _parts(slices)
-    if not parts:
-        raise InputError("slices: found none; a rank without parameters gives an empty tensor, [n, 0]")
-    local = []
-    for part in parts:
-        if not isinstance(part, Tensor):
-            raise TypeError(f"slices: found {type(part).__name__}; give tensors [n, ...], or a list or dict of them")
-        if isinstance(part, DTensor):
-            for placement in part.placements:
-                if not isinstance(placement, Shard) or placement.dim == 0:
-                    raise InputError(
-                        f"slices: found a DTensor placed {placement}; give one that is sharded along a parameter's "
-                        f"dimension, from 1 on, so that each rank holds other coordinates of all n vectors"
-                    )
-            part = part.to_local()
-        if part.ndim == 0:
-            raise InputError("slices: found a number; give tensors [n, ...]")
-        local.append(forms.as_tensor(part.detach(), "slices"))
-    counts = {len(part) for part in local}
-    if len(counts) > 1 or counts == {0}:
-        raise InputError(f"slices: found {sorted(counts)} vectors; give the same n > 0 in each tensor")
-    return local
+def _local(part: Any) -> Any:
+    return part.to_local() if isinstance(part, DTensor) else part
+
+
+def _flat(part: Tensor) -> Tensor:
+    """`[n, ...]` -> `[n, d]`."""
+    return part[:, None].flatten(1)
 
 
 def _like(slices: Slices, parts: list[Tensor]) -> Slices:
-    wrapped = [_placed_like(before, part) for before, part in zip(_parts(slices), parts, strict=True)]
+    """Flat parts in the form of the slices, without n."""
+    shaped = [_shaped(part, before) for part, before in zip(parts, _listed(slices), strict=True)]
     if isinstance(slices, Mapping):
-        return dict(zip(slices, wrapped, strict=True))
+        return dict(zip(slices, shaped, strict=True))
     if isinstance(slices, list | tuple):
-        return type(slices)(*wrapped) if hasattr(slices, "_fields") else type(slices)(wrapped)
-    return wrapped[0]
+        return type(slices)(*shaped) if hasattr(slices, "_fields") else type(slices)(shaped)
+    return shaped[0]
 
 
-def _placed_like(before: Tensor, part: Tensor) -> Tensor:
+def _shaped(part: Tensor, before: Tensor) -> Tensor:
+    part = part.view(_local(before).shape[1:])
     if not isinstance(before, DTensor):
         return part
     placements = [Shard(placement.dim - 1) for placement in before.placements if isinstance(placement, Shard)]

@@ -398,18 +398,18 @@ def choices(
         "over_gathered": float,
     },
     alone=True,
-    uses=("exchange", "ddp", "processes", "sharded"),
+    uses=("communication", "ddp", "processes", "sharded"),
 )
 def exchange(seed: int, *, ranks: int = 4, dimension: int = 1_000_000) -> list[Row]:
-    """Objection 5: seconds and bytes of a round with real processes, see `krum.exchange`.
+    """Objection 5: seconds and bytes of a round with real processes, see `krum.distributed.communication`.
 
     One row per method: `seconds`, the median of seven rounds; `bytes`, what all ranks sent, as the operating system
     counted, and `formula`; `bytes_over_formula`; and `over_averaging`, `over_gathered`, the seconds over those of the
     two others. Times differ from run to run.
     """
-    from krum.distributed import exchange, processes
+    from krum.distributed import communication, processes
 
-    rows = processes.together(exchange.measure, ranks, dimension)
+    rows = processes.together(communication.measure, ranks, dimension)
     seconds = {row["method"]: row["seconds"] for row in rows}
     return [
         {

@@ -652,7 +652,7 @@ def _seconds_of_a_round(axes: Axes, measured: pd.DataFrame) -> None:
 
 
 def _bytes_of_a_round(axes: Axes, measured: pd.DataFrame) -> None:
-    from krum.distributed.exchange import bytes_sent
+    from krum.distributed.communication import bytes_sent
 
     parameters, processes = FORMULA
     for method, (name, colour, line) in EXCHANGES.items():

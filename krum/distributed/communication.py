@@ -13,29 +13,29 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-import krum
-from krum.distributed import ddp as parallel
+from krum.distributed import ddp
+from krum.rules.aggregation import aggregate
 
-COUNTERS = Path("/proc/net/dev")
-REAL = 4  # bytes of a float32
+INTERFACES = Path("/proc/net/dev")
+FLOAT32 = 4  # bytes
 
 
-def averaging(gradient: Tensor, received: Tensor) -> Tensor:
+def averaging(gradient: Tensor, received: Tensor) -> None:
     """The mean, by one all-reduce, in place."""
     dist.all_reduce(gradient)
-    return gradient.div_(dist.get_world_size())
+    gradient.div_(dist.get_world_size())
 
 
-def gathered(gradient: Tensor, received: Tensor) -> Tensor:
+def gathered(gradient: Tensor, received: Tensor) -> None:
     """Krum where everyone sends everyone everything, and all compute the same."""
-    ranks = dist.get_world_size()
+    everyone = received.view(-1, len(gradient))
     _all_gather(received, gradient)
-    return krum.aggregate(received.view(ranks, -1), _rule(ranks), f=0)
+    aggregate(everyone, _rule(len(everyone)), f=0)
 
 
-def in_parts(gradient: Tensor, received: Tensor) -> Tensor:
-    """Krum as `krum.parallel` does it, in place."""
-    return parallel.aggregate_(gradient, _rule(dist.get_world_size()), f=0, received=received)
+def in_parts(gradient: Tensor, received: Tensor) -> None:
+    """Krum as `krum.ddp` does it, in place."""
+    ddp.aggregate_(gradient, _rule(len(received)), f=0, received=received)
 
 
 def _rule(ranks: int) -> str:
@@ -44,7 +44,7 @@ def _rule(ranks: int) -> str:
 
 
 _all_gather = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)  # its name before torch 2.13
-METHODS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+METHODS: dict[str, Callable[[Tensor, Tensor], None]] = {
     "averaging": averaging,
     "gathered": gathered,
     "in-parts": in_parts,
@@ -59,44 +59,40 @@ def bytes_sent(method: str, ranks: int, dimension: int) -> float:
     float64 distances are all-reduced.
     """
     if method == "gathered":
-        return float(REAL * ranks * (ranks - 1) * dimension)
-    around = 2.0 * (ranks - 1) * REAL * dimension
+        return float(FLOAT32 * ranks * (ranks - 1) * dimension)
+    around = 2.0 * (ranks - 1) * FLOAT32 * dimension
     return around if method == "averaging" else around + 2.0 * (ranks - 1) * 8 * ranks**2
 
 
-def counted() -> float:
+def bytes_counted() -> float:
     """Bytes that the loopback interface has sent so far; NaN where the system does not tell."""
     try:
-        for line in COUNTERS.read_text(encoding="ascii").splitlines():
-            name, _, numbers = line.partition(":")
-            if name.strip() == "lo":
-                return float(numbers.split()[8])
+        lines = INTERFACES.read_text(encoding="ascii").splitlines()
     except OSError:
-        pass
-    return float("nan")
+        return float("nan")
+    numbers = [line.partition(":")[2].split() for line in lines if line.strip().startswith("lo:")]
+    return float(numbers[0][8]) if numbers else float("nan")
 
 
 def measure(dimension: int, rounds: int = 7) -> list[dict[str, float | str | int]]:
     """One row per method, on every rank; the methods take turns, and times are those of the slowest rank."""
     ranks, rank = dist.get_world_size(), dist.get_rank()
-    own = torch.randn(dimension, generator=torch.Generator().manual_seed(rank))
-    gradient = own.clone()  # averaging, and Krum in parts, leave their result in it
-    received = {
-        name: own.new_zeros(ranks * dimension) if name == "gathered" else parallel.room(own) for name in METHODS
-    }
+    drawn = torch.randn(dimension, generator=torch.Generator().manual_seed(rank))
+    gradient = drawn.clone()  # averaging, and Krum in parts, leave their result in it
+    received = {name: ddp.receive_buffer(drawn) for name in METHODS} | {"gathered": drawn.new_zeros(ranks * dimension)}
     seconds: dict[str, list[float]] = {name: [] for name in METHODS}
     sent: dict[str, list[float]] = {name: [] for name in METHODS}
     for _ in range(rounds + 1):
         for name, method in METHODS.items():
-            gradient.copy_(own)
+            gradient.copy_(drawn)
             dist.barrier()
-            before, start = counted(), time.perf_counter()
+            before, start = bytes_counted(), time.perf_counter()
             method(gradient, received[name])
-            took = torch.tensor([time.perf_counter() - start], dtype=torch.float64)
+            elapsed = torch.tensor([time.perf_counter() - start], dtype=torch.float64)
             dist.barrier()
-            sent[name].append(counted() - before)
-            dist.all_reduce(took, op=dist.ReduceOp.MAX)
-            seconds[name].append(took.item())
+            sent[name].append(bytes_counted() - before)
+            dist.all_reduce(elapsed, op=dist.ReduceOp.MAX)
+            seconds[name].append(elapsed.item())
     return [
         {
             "method": name,
