@@ -31,8 +31,8 @@ class Spambase(torch.nn.Sequential):
 
 
 @dataclass
-class Split:
-    """What a replica trains on and is evaluated on."""
+class Fold:
+    """What is trained on, and what is held out."""
 
     features: torch.Tensor
     labels: torch.Tensor
@@ -41,16 +41,14 @@ class Split:
 
 
 class Loop:
-    """One replica of a cell: honest clients with shards of their own, attackers, and a server."""
+    """One seed of a cell: honest clients with shards of their own, attackers, and a server."""
 
-    replicas = 1
-
-    def __init__(self, cell, split, device):
+    def __init__(self, cell, fold):
         self.byzfl = import_byzfl()
         self.byzfl.fed_framework.models.fc_spambase = Spambase
         shared = {
             "model_name": MODELS[cell.dataset],
-            "device": device,
+            "device": "cpu",
             "optimizer_name": "SGD",
             "learning_rate": cell.learning_rate,
             "weight_decay": 0.0,
@@ -58,9 +56,9 @@ class Loop:
             "learning_rate_decay": 1.0,
         }
         honest = cell.workers - cell.byzantine
-        data = TensorDataset(split.features, split.labels)
-        data.targets = split.labels  # where byzfl looks for them
-        held_out = TensorDataset(split.held_out_features, split.held_out_labels)
+        data = TensorDataset(fold.features, fold.labels)
+        data.targets = fold.labels  # where byzfl looks for them
+        held_out = TensorDataset(fold.held_out_features, fold.held_out_labels)
         shards = self.byzfl.DataDistributor(
             {
                 "data_distribution_name": "iid",
@@ -78,7 +76,7 @@ class Loop:
                     "LabelFlipping": False,
                     "training_dataloader": shard,
                     "momentum": 0.0,
-                    "nb_labels": int(split.labels.max()) + 1,
+                    "nb_labels": int(fold.labels.max()) + 1,
                     "store_per_client_metrics": False,
                 }
             )
