@@ -18,7 +18,7 @@ SEEDS, QUICK_SEEDS = (1, 2, 5, 10, 20, 50), (1, 5)
 
 def exponent(x, seconds):
     """The slope of least squares on logarithms, over the upper half of the range."""
-    half = len(x) // 2
+    half = (len(x) - 1) // 2
     return float(np.polyfit(np.log(x[half:]), np.log(seconds[half:]), 1)[0])
 
 

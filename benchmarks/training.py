@@ -86,7 +86,7 @@ def measure(batches, rounds, repeat, with_byzfl):
     rows = []
     for turn in tqdm(range(repeat + 1), desc="training"):  # the first turn warms up
         for dataset, batch in [(dataset, batch) for dataset in TITLES for batch in batches]:
-            rates = {f"ours, {seeds} seeds": seeds / round_of_ours(dataset, batch, seeds, rounds) for seeds in SEEDS}
+            rates = {f"ours, {seeds} at once": seeds / round_of_ours(dataset, batch, seeds, rounds) for seeds in SEEDS}
             if with_byzfl:
                 rates = {"byzfl": 1 / round_of_byzfl(dataset, batch)} | rates
             if turn:
@@ -122,7 +122,7 @@ SECTION = """## Training
 
 Rounds of one seed per second, on one thread of the processor: median (least - most) of {repeat} repetitions. 20
 workers, Krum with f = 6, 6 Gaussian attackers, learning rate 0.1, an evaluation of the held-out tenth after every 10
-rounds. Ours runs many seeds as one batch, byzfl's loop one seed.
+rounds. Ours runs any number of seeds at once, byzfl's loop one.
 {missing}
 {table}
 

@@ -13,7 +13,7 @@ def test_numbers_have_three_digits_and_no_exponent():
 
 
 def test_exponent_is_that_of_the_upper_half():
-    assert growth.exponent([1, 10, 100, 1000], [5.0, 5.0, 1e4, 1e6]) == pytest.approx(2)
+    assert growth.exponent([1, 10, 100, 1000, 10_000], [5.0, 5.0, 1e4, 1e6, 1e8]) == pytest.approx(2)
 
 
 def test_ours_and_ten_lines_take_a_matrix_and_a_list():
