@@ -20,7 +20,6 @@ from krum.errors import InputError
 from krum.registry import kebab, lookup
 from krum.simulation import mnist_download
 
-LEVELS = 255
 LARGEST_FILE = 2**26  # bytes, uncompressed, with room to spare: what is larger is not read to its end
 DATA = Path(__file__).resolve().parents[2] / "data"
 
@@ -31,10 +30,6 @@ class Samples:
 
     features: np.ndarray
     labels: np.ndarray
-
-    def as_floats(self) -> np.ndarray:
-        """The features."""
-        return self.features
 
 
 @dataclass(frozen=True)
