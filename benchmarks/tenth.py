@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from benchmarks import measuring
 from krum.simulation import datasets
-from krum.simulation.engine import simulate
+from krum.simulation.run import simulate
 from krum.suite import experiment
 
 PARTS = ("paper", "supplement", "beyond")  # of `make`; `make review` adds the rest

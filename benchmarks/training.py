@@ -18,7 +18,7 @@ from benchmarks import measuring
 from krum.simulation import datasets
 from krum.simulation.cell import make_cell
 from krum.simulation.datasets import DATASETS
-from krum.simulation.engine import simulate
+from krum.simulation.run import simulate
 
 RUN, QUICK_RUN = 200, 100  # rounds
 EVALUATED_EVERY = 10

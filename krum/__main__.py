@@ -31,7 +31,7 @@ def data(arguments: argparse.Namespace) -> None:
 
 def curve(arguments: argparse.Namespace) -> None:
     """Simulate one cell, all its seeds."""
-    from krum.simulation import engine as simulation
+    from krum.simulation import run as simulation
 
     cell = _given("--cell", experiment.cell_from_json, arguments.cell)
     device = simulation.pick_device(arguments.device)

@@ -11,7 +11,6 @@ from hypothesis import settings
 
 from krum.simulation.cell import Cell
 from krum.simulation.datasets import Samples
-from krum.simulation.engine import Simulation  # noqa: F401  first of all, for what it sets before the first matrix product
 
 torch.set_num_threads(1)
 

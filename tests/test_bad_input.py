@@ -8,7 +8,7 @@ import pytest
 import krum.__main__ as cli
 from krum.errors import InputError
 from krum.simulation import datasets
-from krum.simulation.engine import simulate
+from krum.simulation.run import simulate
 from krum.suite import experiment, planning, store
 
 

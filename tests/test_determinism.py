@@ -12,7 +12,7 @@ import krum.__main__ as cli
 from krum.rules.aggregators import AGGREGATORS
 from krum.simulation import models
 from krum.simulation.attacks import ATTACKS, LASTING, LEAST_BYZANTINE
-from krum.simulation.engine import COLUMNS, simulate
+from krum.simulation.run import COLUMNS, simulate
 from krum.suite import store
 
 

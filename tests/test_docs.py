@@ -53,7 +53,7 @@ def test_the_interface_says_what_goes_in_and_out(function):
 
 @pytest.mark.parametrize("name", [*AGGREGATORS, *(name for name in ATTACKS if name != "none")])
 def test_rules_and_attacks_name_their_source(name):
-    function = AGGREGATORS[name].function if name in AGGREGATORS else ATTACKS[name]
+    function = AGGREGATORS[name].function if name in AGGREGATORS else ATTACKS[name].function
     source = r"\b(19|20)\d\d\b|Blanchard et al|\(ours\)|\([\w']+ [\w ]*\d\.\d"
     assert re.search(source, inspect.getdoc(function)), "who says so: a paper with its year, a library, or (ours)"
 

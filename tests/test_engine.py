@@ -11,7 +11,7 @@ from krum.rules.aggregators import AGGREGATORS
 from krum.simulation import models
 from krum.simulation.attacks import ATTACKS
 from krum.simulation.datasets import Samples
-from krum.simulation.engine import Simulation
+from krum.simulation.run import Simulation
 from krum.simulation.gradients import cheaper_branch, worker_gradients
 
 MODELS = [(("hidden", (7, 5)),), (("hidden", (6,)),), (("hidden", ()),)]

@@ -9,7 +9,7 @@ import krum
 from krum.simulation import datasets
 from krum.simulation.attacks import ATTACKS, LASTING, LEAST_BYZANTINE
 from krum.simulation.deformations import deform
-from krum.simulation.engine import Simulation, simulate, stream
+from krum.simulation.run import Simulation, simulate, stream
 
 TRANSIENT = [name for name in ATTACKS if LEAST_BYZANTINE[name] == 1 and name not in LASTING]
 

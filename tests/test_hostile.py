@@ -18,7 +18,7 @@ import krum
 from krum.rules import distances
 from krum.rules.aggregators import AGGREGATORS
 from krum.simulation.adversary import Adversary
-from krum.simulation.attacks import ATTACKS, LEAST_BYZANTINE
+from krum.simulation.attacks import ATTACKS
 from krum.simulation.gradients import ExplicitGradients
 
 ROOTED = ("medoid", "krum-unsquared", "krum-n-f-1-unsquared")
@@ -215,8 +215,8 @@ class Round:
 @st.composite
 def rounds(draw, attack):
     """A round of n workers, f of them Byzantine."""
-    n = draw(st.integers(max(3, LEAST_BYZANTINE[attack] + 1), 60))
-    f = draw(st.integers(max(1, LEAST_BYZANTINE[attack]), n - 1))
+    n = draw(st.integers(max(3, ATTACKS[attack].least + 1), 60))
+    f = draw(st.integers(max(1, ATTACKS[attack].least), n - 1))
     d, dtype = draw(st.sampled_from(SIZES)), draw(st.sampled_from((torch.float32, torch.float64)))
     kind, seed = draw(st.sampled_from((*HONEST, "nan", "inf"))), draw(st.integers(0, 2**32))
     rng = np.random.default_rng(seed)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from krum.simulation import datasets
-from krum.simulation.engine import simulate
+from krum.simulation.run import simulate
 from krum.suite import experiment
 from krum.suite.statistics import band
 

@@ -85,25 +85,25 @@ def test_choices_are_those_of_a_loop_over_explicit_vectors():
     import oracle
     import torch
 
-    from krum.simulation.engine import Simulation
+    from krum.simulation import datasets
+    from krum.simulation.gradients import subtract
+    from krum.simulation.round import send, start
 
     rounds, f = 3, 6
     found = probes.choices(1, rounds=rounds, declared_f=f)
     cell = experiment.one_cell({"dataset": "spambase", "aggregator": "krum", "declared_f": f})
-    simulation = Simulation(cell, device="cpu", seeds=[1], dtype=torch.float64)
+    state = start(cell, datasets.load("spambase"), seeds=[1], dtype=torch.float64)
     by_length, by_distance, ratios = [], [], []
     for _ in range(rounds):
-        state, drawn = simulation.send(), simulation.parameters
-        vectors = state[0].vectors()[0].numpy()
+        vectors = send(state).gradients.vectors()[0].numpy()
         (winner,) = oracle.chosen(oracle.SCORES["krum"](vectors.tolist(), f), 1)
         mean = vectors.mean(0)
         lengths, distances = np.linalg.norm(vectors, axis=1), np.linalg.norm(vectors - mean, axis=1)
         by_length.append(int((lengths < lengths[winner]).sum()) + 1)
         by_distance.append(int((distances < distances[winner]).sum()) + 1)
         ratios.append(lengths[winner] / np.linalg.norm(mean))
-        simulation._descend(cell.learning_rate, torch.from_numpy(vectors[None, winner]))
-        simulation.round += 1
-        assert drawn is simulation.parameters
+        subtract(state.parameters, torch.from_numpy(vectors[None, winner]), cell.learning_rate)
+        state.round += 1
     for order, ranks in (("length", by_length), ("distance", by_distance)):
         shares = {row["rank"]: row["share"] for row in found if row["order"] == order}
         assert shares == pytest.approx({rank: ranks.count(rank) / rounds for rank in range(1, 21)})

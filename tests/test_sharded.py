@@ -25,7 +25,7 @@ from krum.distributed import communication, processes
 from krum.errors import InputError
 from krum.rules.aggregators import AGGREGATORS
 from krum.simulation.cell import make_cell
-from krum.simulation.engine import simulate
+from krum.simulation.run import simulate
 from krum.suite.probes import PROBES
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -11,7 +11,7 @@ import pytest
 
 import krum.__main__ as cli
 from krum.errors import InputError
-from krum.simulation.engine import simulate
+from krum.simulation.run import simulate
 from krum.suite import provenance, store
 from krum.suite.experiment import EXPERIMENTS
 

@@ -8,7 +8,7 @@ import pytest
 
 import krum.__main__ as cli
 from krum.simulation import datasets
-from krum.simulation.engine import COLUMNS
+from krum.simulation.recording import COLUMNS
 from krum.suite import experiment, provenance, store
 from krum.suite.experiment import EXPERIMENTS
 from krum.suite.verification import verify

@@ -25,64 +25,75 @@ from torch import Tensor
 
 from krum.distributed import ddp as parallel
 from krum.errors import InputError
+from krum.simulation import datasets
 from krum.simulation.cell import Cell, make_cell
-from krum.simulation.engine import Simulation
-from krum.simulation.gradients import ExplicitGradients
+from krum.simulation.gradients import ExplicitGradients, subtract
+from krum.simulation.recording import Recorder
+from krum.simulation.round import byzantine_vectors, start
+from krum.simulation.run import pick_device
 from krum.suite import store
 
 TIMEOUT = 60  # seconds that a rank waits for another one
 
 
-class Worker(Simulation):
+class Worker:
     """One rank's worker of a cell, in one seed: its data, and the parameters, which are the same on all ranks."""
 
     def __init__(self, cell: Cell, rank: int, seed: int = 0, device: str = "auto"):
-        super().__init__(cell, seeds=[seed], device=device)
-        self.rank = rank
-        self._last = self._flat_parameters()[0] * 0  # aggregate
+        self.cell, self.rank = cell, rank
+        self.state = start(cell, datasets.load(cell.dataset), seeds=[seed], device=pick_device(device))
+        self.recorder = Recorder(self.state)
+
+    @property
+    def round(self) -> int:
+        """How many rounds are done."""
+        return self.state.round
 
     def train_one_round(self) -> None:
         """Send a gradient, honest or not, take part in the aggregation, and go one step."""
-        gradient = self._own_gradient()
-        if self.cell.byzantine:
-            gradient = self._sent(gradient)
-        options = dict(self.rule_options)
-        if "coin" in self.rule.needs:
-            options |= {"round": self.round + 1, "coin": self._coin_generators[0].uniform()}
-        if self.rule.previous:
-            options["previous"] = self._last
-        self._last = parallel.aggregate_(gradient, self.rule.name, self.cell.declared_f, **options)
-        self._descend(self.cell.learning_rate, self._last[None])
-        self.round += 1
+        cell, state = self.cell, self.state
+        gradient = self._gradient()
+        if cell.byzantine:
+            gradient = self._attacked(gradient)
+        options = dict(cell.aggregator_options)
+        if "coin" in state.rule.needs:
+            options |= {"round": state.round + 1, "coin": state.coins[0].uniform()}
+        if state.rule.previous:
+            options["previous"] = state.previous[0]
+        aggregate = parallel.aggregate_(gradient, state.rule.name, cell.declared_f, **options)
+        state.previous = aggregate[None]
+        subtract(state.parameters, state.previous, cell.learning_rate)
+        state.round += 1
 
-    def _own_gradient(self) -> Tensor:
+    def record(self) -> dict[str, list]:
+        """The columns that depend on the model alone, one value each."""
+        return self.recorder.record()
+
+    def _gradient(self) -> Tensor:
         """This worker's mini-batch gradient, flat, by autograd; zeros of a Byzantine worker, who sends other things."""
-        samples, labels = self._next_batch()
-        if self.rank >= self.honest:
-            return torch.zeros_like(self._last)
-        mine = slice(self.rank * self.cell.batch_size, (self.rank + 1) * self.cell.batch_size)
-        parameters = [(weight.requires_grad_(), bias.requires_grad_()) for weight, bias in self.parameters]
-        logits = self.model.forward(parameters, samples[:, mine])[-1][0]
-        loss = torch.nn.functional.cross_entropy(logits, labels[0, mine])
+        state = self.state
+        samples, labels = state.batches.of(state.round, slice(self.rank, self.rank + 1))
+        if self.rank >= state.honest:
+            return torch.zeros_like(state.previous[0])
+        parameters = [
+            (weight.detach().requires_grad_(), bias.detach().requires_grad_()) for weight, bias in state.parameters
+        ]
+        logits = state.model.forward(parameters, samples)[-1][0]
+        loss = torch.nn.functional.cross_entropy(logits, labels[0])
         gradients = torch.autograd.grad(loss, [part for pair in parameters for part in pair])
-        for weight, bias in parameters:
-            weight.requires_grad_(False)
-            bias.requires_grad_(False)
         return torch.cat([part.flatten() for part in gradients])
 
     @torch.no_grad()
-    def _sent(self, gradient: Tensor) -> Tensor:
+    def _attacked(self, gradient: Tensor) -> Tensor:
         """What this rank sends: its gradient, or what the attack makes of all honest ones, which the attackers see."""
-        seen = [torch.empty_like(gradient) for _ in range(self.cell.workers)]
+        state, workers = self.state, self.cell.workers
+        seen = [torch.empty_like(gradient) for _ in range(workers)]
         dist.all_gather(seen, gradient)  # no part of the protocol: an omniscient adversary's eye
-        if self.rank < self.honest:
+        if self.rank < state.honest:
             return gradient
-        honest = ExplicitGradients(torch.stack(seen[: self.honest])[None])
-        byzantine = np.arange(self.honest, self.cell.workers)
-        adversary = self._adversary(honest, [0], lambda wrong: self._own_vectors(slice(None), byzantine, wrong))
-        sent = self.attack(adversary, **self.attack_options)
-        assert sent is not None
-        return sent.vectors()[0, self.rank - self.honest].contiguous()
+        honest = ExplicitGradients(torch.stack(seen[: state.honest])[None])
+        sent = byzantine_vectors(state, honest, np.arange(state.honest, workers))
+        return sent.vectors()[0, self.rank - state.honest].contiguous()
 
 
 def train(cell: Cell, seed: int = 0, device: str = "auto") -> list[dict[str, Any]] | None:
@@ -99,8 +110,8 @@ def train(cell: Cell, seed: int = 0, device: str = "auto") -> list[dict[str, Any
         if round_:
             worker.train_one_round()
         if worker.rank == 0 and (round_ % cell.evaluate_every == 0 or round_ == cell.rounds):
-            found = worker.record()
-            rows.append({"seed": seed, "round": round_, **{k: found[k][0] for k in ("test_error", "test_loss")}})
+            row = worker.record()
+            rows.append({"seed": seed, "round": round_, **{k: row[k][0] for k in ("test_error", "test_loss")}})
             print(f"round {round_}: error {rows[-1]['test_error']:.4f}, loss {rows[-1]['test_loss']:.4f}", flush=True)
     return rows if worker.rank == 0 else None
 

@@ -12,8 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from krum.simulation.gradients import ExplicitGradients, WorkerGradients
-from krum.simulation.models import product
+from krum.simulation.gradients import Gradients
 
 ROUNDS_AHEAD, NUMBERS_AHEAD = 50, 2**17  # of Gaussian draws, and numbers of one replica
 
@@ -41,7 +40,7 @@ class ByzantineVectors:
 class Adversary:
     """One round as an omniscient adversary sees it: R replicas, h honest workers, f Byzantine workers, d parameters."""
 
-    gradients: WorkerGradients | ExplicitGradients
+    gradients: Gradients
     byzantine: int
     learning_rate: float
     full_gradient: Callable[[Tensor, int | None], Tensor]
@@ -94,35 +93,32 @@ class Adversary:
         like = self.gradients.like
         return like.new_full((self.replicas, rows, self.honest), value, dtype=torch.float64)
 
-    def combinations(self, coefficients: Tensor, plus: Tensor | None = None) -> "ByzantineVectors":
+    def combinations(self, coefficients: Tensor, plus: Tensor | None = None) -> ByzantineVectors:
         """`B_k = sum_i C_ki G_i + E_k`: `coefficients [R, f, h]`, or [R, 1, h] for one shared by all; `plus` alike."""
         return Linear(self, coefficients, plus)
 
-    def vectors(self, vectors: Tensor) -> "ByzantineVectors":
+    def vectors(self, vectors: Tensor) -> ByzantineVectors:
         """Explicit flat vectors [R, f, d], or [R, 1, d] for one shared by all."""
         return Linear(self, None, vectors)
 
-    def along(self, direction: Callable[[Tensor], Tensor], length: float) -> "ByzantineVectors":
+    def along(self, direction: Callable[[Tensor], Tensor], length: float) -> ByzantineVectors:
         """All send one vector of that length along `direction(replicas [r]) -> [r, d]`, called only where it matters.
 
         Where the direction is the zero vector, it is the first coordinate's.
         """
         return Directed(self, direction, length)
 
-    def gaussian(self, standard_deviation: float) -> "ByzantineVectors":
+    def gaussian(self, standard_deviation: float) -> ByzantineVectors:
         """Independent draws of `N(0, standard_deviation^2 I)`."""
         if self.dimension < self.honest + self.byzantine:  # too few dimensions for Bartlett's decomposition
             drawn = [self.draw(replica, self.byzantine) for replica in range(self.replicas)]
             return self.vectors(standard_deviation * torch.stack(drawn))
         return Gaussian(self, standard_deviation)
 
-    def draw(self, replica: int, count: int, memory: Tensor | None = None) -> Tensor:
-        """`[count, d]` standard normal numbers from the replica's own generator, in `memory` if given."""
-        like = self.gradients.like
-        noise = self.noise[replica]
-        if memory is None:
-            memory = torch.empty(count, self.dimension, dtype=like.dtype, device=noise.device)
-        return memory.normal_(generator=noise)
+    def draw(self, replica: int, count: int) -> Tensor:
+        """`[count, d]` standard normal numbers from the replica's own generator."""
+        generator, dtype = self.noise[replica], self.gradients.like.dtype
+        return torch.empty(count, self.dimension, dtype=dtype, device=generator.device).normal_(generator=generator)
 
 
 @dataclass
@@ -140,13 +136,13 @@ class Linear(ByzantineVectors):
         among = gram.new_zeros((self.adversary.replicas, f, f))
         if self.explicit is not None:
             with_honest = with_honest + _for_all(gradients.inner_products(self.explicit), f, 2)
-            explicit = product(self.explicit, self.explicit.mT).double()
+            explicit = self.explicit.bmm(self.explicit.mT).double()
             among = among + _for_all(_for_all(explicit, f, 1), f, 2)
         if self.coefficients is not None:
             coefficients = _for_all(self.coefficients.double(), f, 1)
-            mixed = product(coefficients, with_honest)
-            of_combinations = product(gram, coefficients.mT)
-            among = among + mixed + mixed.mT + product(coefficients, of_combinations)
+            mixed = coefficients.bmm(with_honest)
+            of_combinations = gram.bmm(coefficients.mT)
+            among = among + mixed + mixed.mT + coefficients.bmm(of_combinations)
             with_honest = with_honest + of_combinations
         return with_honest, among
 
@@ -159,7 +155,7 @@ class Linear(ByzantineVectors):
         parts = []
         if self.coefficients is not None:
             formed = self.adversary.gradients.vectors()
-            parts.append(_for_all(product(self.coefficients.to(formed.dtype), formed), self.adversary.byzantine, 1))
+            parts.append(_for_all(self.coefficients.to(formed.dtype).bmm(formed), self.adversary.byzantine, 1))
         if self.explicit is not None:
             parts.append(_for_all(self.explicit, self.adversary.byzantine, 1))
         return sum(parts[1:], parts[0])
@@ -170,23 +166,16 @@ class Directed(ByzantineVectors):
 
     def __init__(self, adversary: Adversary, direction: Callable[[Tensor], Tensor], length: float):
         self.adversary, self.direction, self.length = adversary, direction, length
-        like = adversary.gradients.like
-        self._vector = like.new_zeros((adversary.replicas, adversary.dimension))
-        self._formed = torch.zeros(adversary.replicas, dtype=torch.bool, device=like.device)
+        self._vector: Tensor | None = None
 
     def form(self, replicas: Tensor) -> None:
-        """Compute the vector in some replicas, `replicas [R]` bool, where it is not there yet."""
-        needed = (replicas & ~self._formed).nonzero().squeeze(-1)
-        if len(needed):
-            vector = self.direction(needed)
-            norm = vector.norm(dim=-1, keepdim=True)
-            vector *= self.length / norm.where(norm != 0, 1)
-            vector[:, :1] = vector[:, :1].where(norm != 0, self.length)
-            if len(needed) == len(self._formed):
-                self._vector = vector
-            else:
-                self._vector[needed] = vector
-            self._formed[needed] = True
+        """Compute the vector in some replicas, `replicas [r]`; it is zero in the others, who do not need it."""
+        vector = self.direction(replicas)
+        norm = vector.norm(dim=-1, keepdim=True)
+        vector = vector * (self.length / norm.where(norm != 0, 1))
+        vector[:, :1] = vector[:, :1].where(norm != 0, self.length)
+        self._vector = vector.new_zeros((self.adversary.replicas, self.adversary.dimension))
+        self._vector[replicas] = vector
 
     def bounds(self) -> tuple[Tensor, Tensor]:
         """The least and greatest squared distance to each honest gradient, whatever the direction: [R, h] each."""
@@ -194,19 +183,20 @@ class Directed(ByzantineVectors):
         return (self.length - norms).clamp(min=0).square(), (self.length + norms).square()
 
     def inner_products(self) -> tuple[Tensor, Tensor]:
-        self.form(torch.ones_like(self._formed))
-        return self.formed().inner_products()
+        return self._formed().inner_products()
 
     def weighted(self, weights: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        self.form((weights != 0).any(-1))
-        return self.formed().weighted(weights)
+        if self._vector is None and not bool((weights != 0).any()):
+            return None, None
+        return self._formed().weighted(weights)
 
     def vectors(self) -> Tensor:
-        self.form(torch.ones_like(self._formed))
-        return self.formed().vectors()
+        return self._formed().vectors()
 
-    def formed(self) -> Linear:
-        """What is there: zero in the replicas in which nobody has asked for the vector."""
+    def _formed(self) -> Linear:
+        if self._vector is None:
+            self.form(torch.arange(self.adversary.replicas, device=self.adversary.gradients.like.device))
+        assert self._vector is not None
         return Linear(self.adversary, None, self._vector[:, None])
 
 
@@ -234,8 +224,8 @@ class Gaussian(ByzantineVectors):
         if turn == 0 or "gaussian in span" not in kept:
             kept["gaussian in span"], kept["gaussian beside"] = self._ahead(ahead, h, f)
         z, triangular = kept["gaussian in span"][turn], kept["gaussian beside"][turn]
-        with_honest = product(_square_root(adversary.honest_gram), z.mT)
-        among = product(z, z.mT) + product(triangular, triangular.mT)
+        with_honest = _square_root(adversary.honest_gram).bmm(z.mT)
+        among = z.bmm(z.mT) + triangular.bmm(triangular.mT)
         return self.standard_deviation * with_honest, self.standard_deviation**2 * among
 
     def _ahead(self, rounds: int, h: int, f: int) -> tuple[Tensor, Tensor]:
@@ -259,14 +249,9 @@ class Gaussian(ByzantineVectors):
         if not bool((weights != 0).any()):
             return None, None
         if "_drawn" not in self.__dict__:  # nobody looked at the inner products: the sum is one Gaussian vector
-            kept, replicas = self.adversary.memory, self.adversary.replicas
-            if "gaussian sum" not in kept:  # memory that serves every round: fresh pages cost as much as to fill them
-                kept["gaussian sum"] = weights.new_empty((replicas, 1, self.adversary.dimension))
-            drawn = kept["gaussian sum"]
-            for replica, row in enumerate(drawn):
-                self.adversary.draw(replica, 1, row)
+            drawn = torch.cat([self.adversary.draw(replica, 1) for replica in range(self.adversary.replicas)])
             scale = self.standard_deviation * weights.square().sum(-1, keepdim=True).sqrt()
-            return None, drawn[:, 0].mul_(scale)
+            return None, drawn.mul_(scale)
         coefficients, explicit = self._formed(weights[:, None])
         return coefficients[:, 0], explicit[:, 0]
 
@@ -278,7 +263,7 @@ class Gaussian(ByzantineVectors):
         honest = adversary.gradients.vectors()
         every = torch.eye(adversary.byzantine, dtype=honest.dtype, device=honest.device)
         coefficients, explicit = self._formed(every.expand(adversary.replicas, -1, -1))
-        return product(coefficients, honest) + explicit
+        return coefficients.bmm(honest) + explicit
 
     def _formed(self, weights: Tensor) -> tuple[Tensor, Tensor]:
         """`sum_k w_k B_k` for `weights [R, c, f]`: coefficients [R, c, h] and vectors [R, c, d].
@@ -291,19 +276,19 @@ class Gaussian(ByzantineVectors):
         fresh = torch.stack([adversary.draw(r, weights.shape[1]) for r in needed.tolist()]).to(weights.device)
         gram, some = adversary.honest_gram[needed], weights[needed].double()
         with_honest, among = (part[needed] for part in self._drawn)
-        with_honest, among = product(with_honest, some.mT), product(product(some, among), some.mT)
+        with_honest, among = with_honest.bmm(some.mT), some.bmm(among).bmm(some.mT)
         inverse = torch.linalg.pinv(gram.nan_to_num(), rtol=10 * torch.finfo(weights.dtype).eps, hermitian=True)
-        projection = product(inverse, with_honest)
-        rest = _square_root(among - product(with_honest.mT, projection))
+        projection = inverse.bmm(with_honest)
+        rest = _square_root(among - with_honest.mT.bmm(projection))
         fresh_with_honest = adversary.gradients.of_replicas(needed).inner_products(fresh)
-        fresh_projection = product(inverse, fresh_with_honest)
-        fresh_rest = product(fresh, fresh.mT).double() - product(fresh_with_honest.mT, fresh_projection)
+        fresh_projection = inverse.bmm(fresh_with_honest)
+        fresh_rest = fresh.bmm(fresh.mT).double() - fresh_with_honest.mT.bmm(fresh_projection)
         of_fresh = torch.linalg.solve(_square_root(fresh_rest), rest, left=False)
-        of_honest = projection.mT - product(of_fresh, fresh_projection.mT)
+        of_honest = projection.mT - of_fresh.bmm(fresh_projection.mT)
         coefficients = weights.new_zeros((*weights.shape[:2], adversary.honest))
         vectors = weights.new_zeros((*weights.shape[:2], adversary.dimension))
         coefficients[needed] = of_honest.to(weights.dtype)
-        vectors[needed] = product(of_fresh.to(weights.dtype), fresh)
+        vectors[needed] = of_fresh.to(weights.dtype).bmm(fresh)
         return coefficients, vectors
 
 
@@ -338,4 +323,4 @@ def _weighted_sum(weights: Tensor, part: Tensor) -> Tensor | None:
     part = part.to(weights.dtype)
     if not bool(used.all()):
         part = part.where(used[..., None], 0.0)
-    return part[:, 0] * weights if part.shape[1] == 1 else product(weights[:, None], part).squeeze(1)
+    return part[:, 0] * weights if part.shape[1] == 1 else weights[:, None].bmm(part).squeeze(1)

@@ -1,6 +1,6 @@
 """The Byzantine behaviours, attacks and plain faults: one decorated function each.
 
-An attack sees what an omniscient adversary sees in one round, `adversary` (`krum.adversary.Adversary`): how many
+An attack sees what an omniscient adversary sees in one round, `adversary` (see `krum.simulation.adversary`): how many
 workers are honest and Byzantine, the honest gradients, what the Byzantine workers themselves would send if they were
 honest, the parameters, the gradient over the training set, and its own random generators. It returns what its f
 Byzantine workers send, in one of four forms:
@@ -16,47 +16,55 @@ keyword-only parameters are its options.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from statistics import NormalDist
-from typing import TYPE_CHECKING
 
 from krum.registry import kebab
+from krum.simulation.adversary import Adversary, ByzantineVectors
 
-if TYPE_CHECKING:
-    from krum.simulation.adversary import Adversary, ByzantineVectors
-
-    Attack = Callable[..., ByzantineVectors | None]
-
-ATTACKS: dict[str, "Attack"] = {}
-LEAST_BYZANTINE: dict[str, int] = {}  # how many workers an attack needs to be what it is
-LASTING: set[str] = set()  # attacks with a memory, which a worker cannot commit for a single round
+Function = Callable[..., ByzantineVectors | None]
 
 
-def attack(function: "Attack | None" = None, *, least: int = 1, lasting: bool = False) -> Callable:
+@dataclass(frozen=True)
+class Attack:
+    """A registered attack. Calling it calls its function."""
+
+    name: str
+    function: Function
+    least: int  # how many workers it needs to be what it is
+    lasting: bool  # it has a memory, so that a worker cannot commit it for a single round
+
+    def __call__(self, adversary: Adversary, **options: object) -> ByzantineVectors | None:
+        return self.function(adversary, **options)
+
+
+ATTACKS: dict[str, Attack] = {}
+
+
+def attack(*, least: int = 1, lasting: bool = False) -> Callable[[Function], Function]:
     """Register a function `(adversary, *, options) -> what the Byzantine workers send`; it takes `least` of them."""
 
-    def decorate(function: "Attack") -> "Attack":
-        ATTACKS[kebab(function)] = function
-        LEAST_BYZANTINE[kebab(function)] = least
-        if lasting:
-            LASTING.add(kebab(function))
+    def decorate(function: Function) -> Function:
+        name = kebab(function)
+        ATTACKS[name] = Attack(name, function, least, lasting)
         return function
 
-    return decorate if function is None else decorate(function)
+    return decorate
 
 
 @attack(least=0)
-def none(adversary: "Adversary") -> None:
+def none(adversary: Adversary) -> None:
     """Nobody attacks: there are no Byzantine workers, whatever share the experiment names."""
 
 
-@attack
-def gaussian(adversary: "Adversary", *, standard_deviation: float = 200.0) -> "ByzantineVectors":
+@attack()
+def gaussian(adversary: Adversary, *, standard_deviation: float = 200.0) -> ByzantineVectors:
     """Each Byzantine worker sends its own draw of `N(0, standard_deviation^2 I)` (Blanchard et al., 2017, Figure 4)."""
     return adversary.gaussian(standard_deviation)
 
 
-@attack
-def omniscient(adversary: "Adversary", *, length: float = 100.0, samples: int | None = None) -> "ByzantineVectors":
+@attack()
+def omniscient(adversary: Adversary, *, length: float = 100.0, samples: int | None = None) -> ByzantineVectors:
     """All send `-length g / ||g||`, with g the gradient over the whole training set (Blanchard et al., Figure 5).
 
     With `samples`, g is estimated in each round from that many training samples, drawn anew with replacement.
@@ -64,14 +72,14 @@ def omniscient(adversary: "Adversary", *, length: float = 100.0, samples: int | 
     return adversary.along(lambda replicas: adversary.full_gradient(replicas, samples).neg_(), length)
 
 
-@attack
-def sign_flip(adversary: "Adversary", *, scale: float = 1.0) -> "ByzantineVectors":
+@attack()
+def sign_flip(adversary: Adversary, *, scale: float = 1.0) -> ByzantineVectors:
     """All send `-scale` times the mean honest gradient (sign flipping, Li et al., 2019)."""
     return adversary.combinations(adversary.coefficients(1, -scale / adversary.honest))
 
 
 @attack(least=2)
-def barycentre_collusion(adversary: "Adversary", *, scale: float = 1.0) -> "ByzantineVectors":
+def barycentre_collusion(adversary: Adversary, *, scale: float = 1.0) -> ByzantineVectors:
     """All but one send `T = -scale` times the mean honest gradient, and the last moves the barycentre of all there.
 
     It sends `n T - sum_i G_i - (f - 1) T`, so that the mean of all n vectors is T: the rule that takes the vector
@@ -83,8 +91,8 @@ def barycentre_collusion(adversary: "Adversary", *, scale: float = 1.0) -> "Byza
     return adversary.combinations(coefficients)
 
 
-@attack
-def steer(adversary: "Adversary") -> "ByzantineVectors":
+@attack()
+def steer(adversary: Adversary) -> ByzantineVectors:
     """Averaging returns whatever vector U the Byzantine workers choose (Blanchard et al., 2017, Lemma 1).
 
     They send `(n U - sum_i G_i) / f` each; a single one suffices. `U = (x_t - x*) / learning_rate` makes the very
@@ -98,8 +106,8 @@ def steer(adversary: "Adversary") -> "ByzantineVectors":
 # ------------------------------------------------------------------------------------ attacks that came after Krum
 
 
-@attack
-def a_little_is_enough(adversary: "Adversary", *, deviations: float | None = None) -> "ByzantineVectors":
+@attack()
+def a_little_is_enough(adversary: Adversary, *, deviations: float | None = None) -> ByzantineVectors:
     """All send, by coordinate, the honest mean minus z honest deviations (Baruch et al., 2019, algorithm 3).
 
     By default z is the paper's: with `s = floor(n / 2 + 1) - f` and h honest workers, the standard normal's
@@ -117,14 +125,14 @@ def a_little_is_enough(adversary: "Adversary", *, deviations: float | None = Non
     return adversary.vectors(mean - z * deviation)
 
 
-@attack
-def inner_product_manipulation(adversary: "Adversary", *, epsilon: float = 0.5) -> "ByzantineVectors":
+@attack()
+def inner_product_manipulation(adversary: Adversary, *, epsilon: float = 0.5) -> ByzantineVectors:
     """All send `-epsilon` times the mean honest gradient, small enough to hide (Xie et al., 2019, section 4)."""
-    return sign_flip(adversary, scale=epsilon)
+    return adversary.combinations(adversary.coefficients(1, -epsilon / adversary.honest))
 
 
-@attack
-def mimic(adversary: "Adversary") -> "ByzantineVectors":
+@attack()
+def mimic(adversary: Adversary) -> ByzantineVectors:
     """All send what the first honest worker sends, so that it counts f + 1 times (Karimireddy et al., 2022).
 
     Their attack picks the worker to copy by the data that it alone has; with data dealt at random, any is as good.
@@ -137,8 +145,8 @@ def mimic(adversary: "Adversary") -> "ByzantineVectors":
 # ---------------------------------------------------------------------------------------------- faults with a name
 
 
-@attack
-def bit_flip(adversary: "Adversary") -> "ByzantineVectors":
+@attack()
+def bit_flip(adversary: Adversary) -> ByzantineVectors:
     """Each sends its own gradient with one random bit of one random float32 flipped: silent data corruption.
 
     Dixit et al. (2021) and Hochschild et al. (2021) find a few machines in a thousand that corrupt silently.
@@ -146,33 +154,33 @@ def bit_flip(adversary: "Adversary") -> "ByzantineVectors":
     return adversary.vectors(adversary.with_a_flipped_bit(adversary.own_vectors()))
 
 
-@attack
-def label_flip(adversary: "Adversary") -> "ByzantineVectors":
+@attack()
+def label_flip(adversary: Adversary) -> ByzantineVectors:
     """Each sends its own gradient for wrong labels: class c becomes `classes - 1 - c` (Biggio et al., 2012)."""
     return adversary.vectors(adversary.own_vectors(relabelled=True))
 
 
-@attack
-def crash(adversary: "Adversary") -> "ByzantineVectors":
+@attack()
+def crash(adversary: Adversary) -> ByzantineVectors:
     """All send zeros, as a server sees a worker that is gone (ours)."""
     return adversary.combinations(adversary.coefficients(1))
 
 
 @attack(lasting=True)
-def stale(adversary: "Adversary", *, rounds: int = 50) -> "ByzantineVectors":
+def stale(adversary: Adversary, *, rounds: int = 50) -> ByzantineVectors:
     """Each repeats one of its own gradients for that many rounds, then takes a new one (ours)."""
     if adversary.round % rounds == 0 or "stale" not in adversary.memory:
         adversary.memory["stale"] = adversary.own_vectors()
     return adversary.vectors(adversary.memory["stale"])
 
 
-@attack
-def wrong_scale(adversary: "Adversary", *, factor: float = 100.0) -> "ByzantineVectors":
+@attack()
+def wrong_scale(adversary: Adversary, *, factor: float = 100.0) -> ByzantineVectors:
     """Each sends `factor` times its own gradient, as with a wrong learning rate or a forgotten division (ours)."""
     return adversary.vectors(factor * adversary.own_vectors())
 
 
-@attack
-def nan(adversary: "Adversary") -> "ByzantineVectors":
+@attack()
+def nan(adversary: Adversary) -> ByzantineVectors:
     """All send NaN in every coordinate (ours)."""
     return adversary.vectors(adversary.own_vectors()[:, :1] * float("nan"))

@@ -21,41 +21,20 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from krum.simulation.models import Model, affine, as_floats, compiled, outer_sums, product
+from krum.simulation.models import FEW_COLUMNS, Model, Parameters, affine
 
-Branch = Literal["samples", "gradients"]
+Branch = Literal["sample pairs", "formed gradients"]
 
-# Numbers of a layer's gradients that are formed at a time: a CPU's cache should hold them.
-FORMED_AT_ONCE = {"cpu": 400_000, "cuda": 2**28}
-# Rows that meet all later ones in one matrix product: fewer waste less on the symmetric half, more fill the processor.
-PAIRED_AT_ONCE = 100
-# What it costs to write and read a formed number, in multiply-adds; narrower gradients cost as much as these columns.
-PER_FORMED, NARROWEST = 25, 5
-
-
-@dataclass(frozen=True)
-class Part:
-    """A weighted sum of gradients in some replicas: per layer `scale x^T delta`; for the bias, delta's scaled sum."""
-
-    replicas: Tensor | slice  # their indices, or those that lie one after the other
-    scale: float
-    factors: list[tuple[Tensor, Tensor]]  # per layer x [r, s, in] and delta [r, s, out]
-
-    def one_by_one(self) -> list["Part"]:
-        """Each of the replicas that have indices by itself."""
-        assert isinstance(self.replicas, Tensor)
-        return [
-            Part(slice(r, r + 1), self.scale, [(x[k : k + 1], delta[k : k + 1]) for x, delta in self.factors])
-            for k, r in enumerate(self.replicas.tolist())
-        ]
+FORMED_AT_ONCE = 400_000  # numbers of formed gradients: a CPU's cache should hold them
+PAIRED_AT_ONCE = 100  # rows that meet all later ones in one product: fewer waste less on the symmetric half
+PER_FORMED_NUMBER = 25  # what it costs to write and read it, in multiply-adds
 
 
 @dataclass(frozen=True)
 class WorkerGradients:
     """The mini-batch gradients of h workers in R replicas, in factors, worker by worker and sample by sample.
 
-    Layers have S = h b P rows, with P = 1 for a fully connected layer and P positions for a convolution. The first
-    layer's inputs may be bytes (see `krum.models.as_floats`).
+    Layers have S = h b P rows, with P = 1 for a fully connected layer and P positions for a convolution.
     """
 
     inputs: Sequence[Tensor]  # per layer, [R, S, in]
@@ -66,104 +45,29 @@ class WorkerGradients:
 
     @property
     def like(self) -> Tensor:
-        """A tensor of the same kind: dtype and device."""
+        """A tensor of the same dtype and device."""
         return self.deltas[0]
 
     @cached_property
     def gram(self) -> Tensor:
         """Inner products `<G_i, G_j>`, [R, h, h] float64."""
-        h = self.workers
-        by_samples: dict[int, list[tuple[Tensor, Tensor]]] = {}  # layers by their number of rows
-        gram = self.like.new_zeros((len(self.like), h, h), dtype=torch.float64)
+        gram = self.like.new_zeros((len(self.like), self.workers, self.workers), dtype=torch.float64)
         for x, delta in zip(self.inputs, self.deltas, strict=True):
-            rows = x.shape[1] // h
-            if compiled(delta):
-                from krum.rules import kernels
-
-                kernels.add_inner_products(gram, x.contiguous(), delta.contiguous(), self.branch)
-            elif (self.branch or cheaper_branch(h, rows, x.shape[-1], delta.shape[-1])) == "samples":
-                by_samples.setdefault(rows, []).append((x, delta))
+            rows = x.shape[1] // self.workers
+            branch = self.branch or cheaper_branch(self.workers, rows, x.shape[-1], delta.shape[-1])
+            if branch == "sample pairs":
+                _add_sums_over_pairs(gram, x, delta)
             else:
-                self._add_products_of_formed(gram, x, delta)
-        for rows, layers in by_samples.items():
-            self._add_sums_over_pairs(gram, rows, layers)
+                _add_products_of_formed(gram, x, delta)
         upper = gram.triu_()
         return (upper + upper.triu(1).mT).div_(self.batch_size**2)
-
-    def _add_sums_over_pairs(self, gram: Tensor, rows: int, layers: list[tuple[Tensor, Tensor]]) -> None:
-        """Add sums over pairs of rows to the upper triangle, block by block of workers, without the blocks below."""
-        replicas, h = gram.shape[:2]
-        at_once = workers_at_once(rows)
-        for first in range(0, h, at_once):
-            last = min(first + at_once, h)
-            kernel = None
-            for x, delta in layers:
-                of_delta = product(delta[:, first * rows : last * rows], delta[:, first * rows :].mT)
-                of_x = product(x[:, first * rows : last * rows], x[:, first * rows :].mT)
-                both = of_x.add_(1).mul_(of_delta)
-                kernel = both if kernel is None else kernel.add_(both)
-            if kernel is not None:
-                sums = kernel.view(replicas, last - first, rows, h - first, rows).sum((2, 4))
-                gram[:, first:last, first:] += sums
-
-    def _add_products_of_formed(self, gram: Tensor, x: Tensor, delta: Tensor) -> None:
-        """Add the inner products of a layer's gradients, formed a few replicas or a few of their rows at a time."""
-        h, fan_in, fan_out = self.workers, x.shape[-1], delta.shape[-1]
-        numbers = FORMED_AT_ONCE[x.device.type]
-        at_once, columns = max(1, numbers // (h * fan_in * fan_out)), max(1, numbers // (h * fan_out))
-        for part, some, of_some in zip(gram.split(at_once), x.split(at_once), delta.split(at_once), strict=True):
-            of_bias = self._by_worker(of_some).sum(1).unflatten(0, (-1, h))
-            products = product(of_bias, of_bias.mT).double()
-            for piece in some.split(columns, -1):
-                formed = outer_sums(self._by_worker(piece), self._by_worker(of_some)).unflatten(0, (-1, h)).flatten(2)
-                products += product(formed, formed.mT)
-            part += products
-
-    def weighted(self, weights: Tensor, common: bool = False) -> list["Part"]:
-        """`sum_i w_i G_i` for `weights [R, h]`, in groups of replicas and as two factors per layer.
-
-        Workers without weight are not carried along: for Krum, all but one. Replicas with different numbers of weighted
-        workers form groups of their own, since the length of a sum decides its rounding. `common` says that all weights
-        are the same by construction, which saves a pass.
-        """
-        if common:
-            factors = list(zip(self.inputs, self.deltas, strict=True))
-            return [Part(slice(None), weights[0, 0].item() / self.batch_size, factors)]
-        counts = (weights != 0).sum(-1)
-        distinct = sorted(set(counts.tolist()))
-        if len(distinct) == 1:
-            return [self._weighted(None, weights, distinct[0])] if distinct[0] else []
-        groups = [(count, (counts == count).nonzero().squeeze(-1)) for count in distinct if count]
-        parts = [self._weighted(group, weights, count) for count, group in groups]
-        # On the CPU, a copy of some replicas' parameters costs more than their sums; elsewhere, a call for each does.
-        return [one for part in parts for one in part.one_by_one()] if compiled(self.like) else parts
-
-    def _weighted(self, group: Tensor | None, weights: Tensor, used: int) -> "Part":
-        """Of replicas that all give weight to as many workers."""
-        replicas, h = weights.shape
-        own = weights if group is None else weights[group]
-        flat, chosen = own.reshape(-1), None
-        if group is not None or used < h:
-            place = flat.nonzero().squeeze(-1)
-            flat, chosen = flat[place], place if group is None else group[place // h] * h + place % h
-        per_worker = flat[:, None] / self.batch_size
-        factors = []
-        for x, delta in zip(self.inputs, self.deltas, strict=True):
-            by_worker = [part.reshape(replicas * h, -1) for part in (x, delta)]
-            if chosen is not None:
-                by_worker = [part.index_select(0, chosen) for part in by_worker]
-            of_x, of_delta = by_worker
-            weighted = (of_delta * per_worker).view(len(own), -1, delta.shape[-1])
-            factors.append((of_x.view(len(own), -1, x.shape[-1]), weighted))
-        return Part(slice(None) if group is None else group, 1.0, factors)
 
     def inner_products(self, vectors: Tensor) -> Tensor:
         """`<G_i, E_k>` with flat `vectors [R, e, d]`: [R, h, e] float64."""
         replicas, count, _ = vectors.shape
         total = self.like.new_zeros((replicas, self.workers, count), dtype=torch.float64)
-        for (x, delta), (weight, bias) in zip(
-            zip(self.inputs, self.deltas, strict=True), self._unflatten(vectors), strict=True
-        ):
+        layers = unflatten(vectors, [(x.shape[-1], d.shape[-1]) for x, d in zip(self.inputs, self.deltas, strict=True)])
+        for x, delta, (weight, bias) in zip(self.inputs, self.deltas, layers, strict=True):
             side_by_side = weight.transpose(1, 2).flatten(2)
             at_output = affine(x, side_by_side, bias.flatten(1)).unflatten(-1, (count, -1))
             by_row = at_output.mul_(delta[:, :, None]).sum(-1)
@@ -176,7 +80,7 @@ class WorkerGradients:
         total = self.like.new_zeros((len(self.like), self.workers), dtype=torch.float64)
         for x, delta in zip(self.inputs, self.deltas, strict=True):
             if x.shape[1] == self.workers:  # one row each: the outer product's norm is the product of the norms
-                norms = torch.linalg.vector_norm(as_floats(x), dim=-1).square() + 1
+                norms = torch.linalg.vector_norm(x, dim=-1).square() + 1
                 total += (norms * torch.linalg.vector_norm(delta, dim=-1).square()).double() / self.batch_size**2
             else:
                 total += sum(part.square().sum(-1).double() for part in self._formed(x, delta))
@@ -184,36 +88,49 @@ class WorkerGradients:
 
     def vectors(self) -> Tensor:
         """The gradients themselves, flat: [R, h, d]."""
-        formed = [self._formed(x, delta) for x, delta in zip(self.inputs, self.deltas, strict=True)]
-        return torch.cat([part for pair in formed for part in pair], -1)
+        layers = zip(self.inputs, self.deltas, strict=True)
+        return torch.cat([part for x, delta in layers for part in self._formed(x, delta)], -1)
 
     def of_replicas(self, chosen: Tensor) -> "WorkerGradients":
         """The same for some replicas only."""
-        return WorkerGradients(
-            [x[chosen] for x in self.inputs],
-            [delta[chosen] for delta in self.deltas],
-            self.workers,
-            self.batch_size,
-            self.branch,
-        )
+        inputs, deltas = [x[chosen] for x in self.inputs], [delta[chosen] for delta in self.deltas]
+        return WorkerGradients(inputs, deltas, self.workers, self.batch_size, self.branch)
+
+    def descend(self, parameters: Parameters, weights: Tensor, rate: float) -> None:
+        """Subtract `rate sum_i w_i G_i` from the parameters, for `weights [R, h]`.
+
+        A worker without weight counts for nothing, NaN or not, and costs nothing: for Krum, all but one.
+        """
+        weighted, order = weights != 0, None
+        most = int(weighted.sum(-1).max())
+        if most < self.workers:
+            order = weighted.sort(dim=-1, descending=True, stable=True).indices[:, :most]
+            weights, weighted = weights.gather(1, order), weighted.gather(1, order)
+        unequal = not bool(weighted.all())  # replicas with fewer weighted workers than others
+        scale = (weights / self.batch_size)[..., None]
+        for (weight, bias), x, delta in zip(parameters, self.inputs, self.deltas, strict=True):
+            x_of, delta_of = x.unflatten(1, (self.workers, -1)), delta.unflatten(1, (self.workers, -1))
+            if order is not None:
+                x_of, delta_of = _of_workers(x_of, order), _of_workers(delta_of, order)
+            if unequal:
+                nothing = ~weighted[..., None, None]
+                x_of, delta_of = x_of.masked_fill(nothing, 0.0), delta_of.masked_fill(nothing, 0.0)
+            scaled = (delta_of * scale[..., None]).flatten(1, 2)
+            add_outer_sums(weight, x_of.flatten(1, 2), scaled, -rate)
+            bias.sub_(scaled.sum(1), alpha=rate)
 
     def _formed(self, x: Tensor, delta: Tensor) -> tuple[Tensor, Tensor]:
         """One layer's gradients, flat: weights [R, h, in out] and biases [R, h, out]."""
-        by_worker = self._by_worker(delta)
-        weight, bias = outer_sums(self._by_worker(x), by_worker), by_worker.sum(1)
-        return tuple(part.unflatten(0, (-1, self.workers)).flatten(2) / self.batch_size for part in (weight, bias))  # type: ignore[return-value]
-
-    def _by_worker(self, rows: Tensor) -> Tensor:
-        """[R, S, k] -> [R h, rows of a worker, k]."""
-        return rows.reshape(rows.shape[0] * self.workers, rows.shape[1] // self.workers, rows.shape[2])
-
-    def _unflatten(self, vectors: Tensor) -> list[tuple[Tensor, Tensor]]:
-        return unflatten(vectors, [(x.shape[-1], d.shape[-1]) for x, d in zip(self.inputs, self.deltas, strict=True)])
+        x, delta = _by_worker(x, self.workers), _by_worker(delta, self.workers)
+        weight, bias = x.mT.bmm(delta).flatten(1), delta.sum(1)
+        return weight.unflatten(0, (-1, self.workers)) / self.batch_size, bias.unflatten(
+            0, (-1, self.workers)
+        ) / self.batch_size
 
 
 @dataclass(frozen=True)
 class ExplicitGradients:
-    """The same questions answered for vectors that are there: flat [R, h, d]."""
+    """The same questions answered for given vectors: flat [R, h, d]."""
 
     flat: Tensor
 
@@ -224,17 +141,17 @@ class ExplicitGradients:
 
     @property
     def like(self) -> Tensor:
-        """A tensor of the same kind: dtype and device."""
+        """A tensor of the same dtype and device."""
         return self.flat
 
     @cached_property
     def gram(self) -> Tensor:
         """Inner products, [R, h, h] float64."""
-        return product(self.flat, self.flat.mT).double()
+        return self.flat.bmm(self.flat.mT).double()
 
     def inner_products(self, vectors: Tensor) -> Tensor:
         """With flat `vectors [R, e, d]`: [R, h, e] float64."""
-        return product(self.flat, vectors.mT).double()
+        return self.flat.bmm(vectors.mT).double()
 
     def vectors(self) -> Tensor:
         """The vectors, flat: [R, h, d]."""
@@ -244,14 +161,18 @@ class ExplicitGradients:
         """The same for some replicas only."""
         return ExplicitGradients(self.flat[chosen])
 
-    def sum(self, weights: Tensor) -> Tensor:
-        """`sum_i w_i V_i` for `weights [R, h]`: [R, d]."""
-        return product(weights[:, None], self.flat).squeeze(1)
+    def descend(self, parameters: Parameters, weights: Tensor, rate: float) -> None:
+        """Subtract `rate sum_i w_i V_i` from the parameters, for `weights [R, h]`."""
+        vectors = self.flat.where((weights != 0)[..., None], 0.0)
+        subtract(parameters, weights[:, None].bmm(vectors).squeeze(1), rate)
+
+
+Gradients = WorkerGradients | ExplicitGradients
 
 
 def worker_gradients(
     model: Model,
-    parameters: list[tuple[Tensor, Tensor]],
+    parameters: Parameters,
     samples: Tensor,
     labels: Tensor,
     workers: int,
@@ -261,11 +182,10 @@ def worker_gradients(
     """Forward and backward pass of the mean cross-entropy of each worker's mini-batch.
 
     `samples [R, workers * b, features]` and `labels [R, workers * b]`, worker by worker; `shares`, alike, are factors
-    of the samples' losses. Samples may be bytes where `krum.models.compiled` takes the parameters.
+    of the samples' losses.
     """
     inputs, activations, logits = model.forward(parameters, samples)
-    at_logits = logits.mT.contiguous().softmax(1).mT.contiguous()  # along few classes, several times faster
-    labels = labels[..., None]
+    at_logits, labels = logits.softmax(-1), labels[..., None]
     at_logits.scatter_add_(-1, labels, at_logits.new_full((), -1).expand(labels.shape))
     if shares is not None:
         at_logits *= shares[..., None]
@@ -279,17 +199,20 @@ def cheaper_branch(workers: int, rows: int, fan_in: int, fan_out: int) -> Branch
     `rows` is what each worker has in the layer: its samples, times the positions of a convolution.
     """
     every = workers * rows
-    over_pairs = every * (every + min(workers, workers_at_once(rows)) * rows) / 2 * (fan_in + fan_out)
-    formed = (every + workers**2 + PER_FORMED * workers) * fan_in * max(fan_out, NARROWEST)
-    return "samples" if over_pairs <= formed else "gradients"
+    over_pairs = every * (every + min(every, _workers_at_once(rows) * rows)) / 2 * (fan_in + fan_out)
+    formed = (every + workers**2 + PER_FORMED_NUMBER * workers) * fan_in * fan_out
+    return "sample pairs" if over_pairs <= formed else "formed gradients"
 
 
-def workers_at_once(rows: int) -> int:
-    """How many workers' rows meet all later ones in one matrix product."""
-    return max(1, PAIRED_AT_ONCE // rows)
+def add_outer_sums(total: Tensor, x: Tensor, delta: Tensor, scale: float) -> None:
+    """Add `scale x^T delta` to `total [R, in, out]`, in place, for x [R, S, in] and delta [R, S, out]."""
+    if delta.shape[-1] < FEW_COLUMNS:
+        total.add_(delta.mT.bmm(x).mT, alpha=scale)
+    else:
+        total.baddbmm_(x.mT, delta, alpha=scale)
 
 
-def unflatten(vectors: Tensor, layers: Sequence[tuple[int, int]]) -> list[tuple[Tensor, Tensor]]:
+def unflatten(vectors: Tensor, layers: Sequence[tuple[int, int]]) -> Parameters:
     """Views of flat `vectors [..., d]` as each layer's weight `[..., in, out]` and bias `[..., out]`."""
     parts, start = [], 0
     for fan_in, fan_out in layers:
@@ -298,3 +221,60 @@ def unflatten(vectors: Tensor, layers: Sequence[tuple[int, int]]) -> list[tuple[
         parts.append((weight, vectors[..., end : end + fan_out]))
         start = end + fan_out
     return parts
+
+
+def flatten(parameters: Parameters) -> Tensor:
+    """Parameters as flat vectors [R, d]."""
+    return torch.cat([part.flatten(1) for pair in parameters for part in pair], 1)
+
+
+def subtract(parameters: Parameters, vectors: Tensor, rate: float) -> None:
+    """Subtract `rate` times flat `vectors [R, d]` from the parameters, in place."""
+    layers = unflatten(vectors, [(weight.shape[-2], weight.shape[-1]) for weight, _ in parameters])
+    for (weight, bias), (of_weight, of_bias) in zip(parameters, layers, strict=True):
+        weight.sub_(of_weight, alpha=rate)
+        bias.sub_(of_bias, alpha=rate)
+
+
+def _add_sums_over_pairs(gram: Tensor, x: Tensor, delta: Tensor) -> None:
+    """Add a layer's sums over pairs of rows to the upper triangle, block by block of workers."""
+    replicas, h = gram.shape[:2]
+    rows = x.shape[1] // h
+    at_once = _workers_at_once(rows)
+    for first in range(0, h, at_once):
+        last = min(first + at_once, h)
+        these, later = slice(first * rows, last * rows), slice(first * rows, None)
+        products = x[:, these].bmm(x[:, later].mT).add_(1).mul_(delta[:, these].bmm(delta[:, later].mT))
+        by_worker = products.view(replicas, last - first, rows, -1).sum(2).unflatten(-1, (-1, rows)).sum(-1)
+        gram[:, first:last, first:] += by_worker
+
+
+def _add_products_of_formed(gram: Tensor, x: Tensor, delta: Tensor) -> None:
+    """Add the inner products of a layer's gradients, formed a few columns of a replica at a time."""
+    h, fan_in, fan_out = gram.shape[1], x.shape[-1], delta.shape[-1]
+    columns = max(1, FORMED_AT_ONCE // (h * fan_out))
+    at_once = max(1, FORMED_AT_ONCE // (h * fan_in * fan_out))
+    for total, some_x, some_delta in zip(gram.split(at_once), x.split(at_once), delta.split(at_once), strict=True):
+        by_worker = _by_worker(some_delta, h)
+        of_bias = by_worker.sum(1).unflatten(0, (-1, h))
+        total += of_bias.bmm(of_bias.mT)
+        for piece in _by_worker(some_x, h).split(columns, -1):
+            formed = piece.mT.bmm(by_worker).view(len(total), h, -1)
+            total += formed.bmm(formed.mT)
+
+
+def _by_worker(rows: Tensor, workers: int) -> Tensor:
+    """[R, S, k] -> [R h, rows of a worker, k]."""
+    return rows.reshape(len(rows) * workers, -1, rows.shape[-1])
+
+
+def _of_workers(rows: Tensor, order: Tensor) -> Tensor:
+    """Some workers' rows of each replica: [R, h, rows of a worker, k] and indices [R, m] -> [R, m, ...]."""
+    replicas, workers = rows.shape[:2]
+    index = order + workers * torch.arange(replicas, device=order.device)[:, None]
+    return rows.reshape(replicas * workers, -1).index_select(0, index.flatten()).view(*order.shape, *rows.shape[2:])
+
+
+def _workers_at_once(rows: int) -> int:
+    """How many workers' rows meet all later ones in one matrix product."""
+    return max(1, PAIRED_AT_ONCE // rows)

@@ -1,27 +1,26 @@
 """The models: their layers, how they start, forward and backward for many replicas at once.
 
-A model here is a stack of layers that are linear in their parameters, for which `krum.gradients` needs no more than
-each layer's input and the loss's derivative at its output. Parameters are a list of `(weight [R, in, out],
-bias [R, out])`, one pair per layer, R replicas. To add a model, write one function here and decorate it.
+A model is a stack of layers that are linear in their parameters, of which `krum.simulation.gradients` needs each
+layer's input and the loss's derivative at its output. Parameters are a list of `(weight [R, in, out], bias [R, out])`,
+one pair per layer, R replicas. To add a model, write one function and decorate it.
 """
 
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from krum.errors import InputError
 from krum.registry import kebab, lookup
-from krum.simulation.datasets import LEVELS
 
-if TYPE_CHECKING:
-    from torch import Tensor
+Parameters = list[tuple[Tensor, Tensor]]
 
-Parameters = list[tuple["Tensor", "Tensor"]]
-
-MODELS: dict[str, Callable[..., "Model"]] = {}
+# A matrix product whose result has fewer columns than this is several times faster the other way round.
+FEW_COLUMNS = 16
 
 
 class Model(Protocol):
@@ -30,35 +29,24 @@ class Model(Protocol):
     layers: Sequence[tuple[int, int]]
     """Each layer's (in, out)."""
 
-    def forward(self, parameters: "Parameters", samples: "Tensor") -> tuple[list["Tensor"], list["Tensor"], "Tensor"]:
+    def forward(self, parameters: Parameters, samples: Tensor) -> tuple[list[Tensor], list[Tensor], Tensor]:
         """From samples `[R, S, features]`: every layer's input `[R, S P, in]`, activations, logits `[R, S, classes]`.
 
-        Samples may be bytes (see `as_floats`). P is 1 for a fully connected layer, and the number of positions for an
-        unfolded convolution. The activations are what `backward` needs: every layer's input before unfolding.
+        P is 1 for a fully connected layer, and the number of positions for an unfolded convolution. The activations
+        are what `backward` needs: every layer's input before unfolding.
         """
 
-    def backward(self, parameters: "Parameters", activations: list["Tensor"], at_logits: "Tensor") -> list["Tensor"]:
+    def backward(self, parameters: Parameters, activations: list[Tensor], at_logits: Tensor) -> list[Tensor]:
         """Each layer's `delta [R, S P, out]`, the loss's derivative at its output, given the one at the logits."""
+
+
+MODELS: dict[str, Callable[..., Model]] = {}
 
 
 def model(function: Callable[..., Model]) -> Callable[..., Model]:
     """Register a function `(features, classes, *, options) -> model`."""
     MODELS[kebab(function)] = function
     return function
-
-
-@model
-def mlp(features: int, classes: int, *, hidden: Sequence[int]) -> "MLP":
-    """A multi-layer perceptron: fully connected layers with ReLU between them, one logit per class."""
-    return MLP([features, *hidden, classes])
-
-
-@model
-def convnet(
-    features: int, classes: int, *, channels: Sequence[int] = (8, 16), kernel: int = 5, stride: int = 3
-) -> "ConvNet":
-    """A small convolutional network for square grey images: strided convolutions, ReLU, then one logit per class."""
-    return ConvNet(features, classes, channels, kernel, stride)
 
 
 def build(name: str, options: dict[str, Any], features: int, classes: int) -> Model:
@@ -84,18 +72,18 @@ class MLP:
     """Fully connected layers of the given sizes, ReLU between them."""
 
     def __init__(self, sizes: Sequence[int]):
-        self.layers = list(itertools.pairwise(sizes))
+        self.layers: Sequence[tuple[int, int]] = list(itertools.pairwise(sizes))
 
-    def forward(self, parameters: "Parameters", samples: "Tensor") -> tuple[list["Tensor"], list["Tensor"], "Tensor"]:
+    def forward(self, parameters: Parameters, samples: Tensor) -> tuple[list[Tensor], list[Tensor], Tensor]:
         inputs = [samples]
         for weight, bias in parameters[:-1]:
-            inputs.append(affine(inputs[-1], weight, bias, rectify=True))
+            inputs.append(affine(inputs[-1], weight, bias).relu_())
         return inputs, inputs, affine(inputs[-1], *parameters[-1])
 
-    def backward(self, parameters: "Parameters", activations: list["Tensor"], at_logits: "Tensor") -> list["Tensor"]:
+    def backward(self, parameters: Parameters, activations: list[Tensor], at_logits: Tensor) -> list[Tensor]:
         deltas = [at_logits]
         for (weight, _), activation in zip(parameters[:0:-1], activations[:0:-1], strict=True):
-            deltas.append(through_relu(deltas[-1], weight, activation))
+            deltas.append(through_relu(deltas[-1].bmm(weight.mT), activation))
         return deltas[::-1]
 
 
@@ -122,47 +110,48 @@ class ConvNet:
                 )
             self.sides.append((self.sides[-1] - kernel) // stride + 1)
         self.channels = [1, *channels]
-        self.layers = [(fan_in * kernel**2, fan_out) for fan_in, fan_out in itertools.pairwise(self.channels)]
-        self.layers.append((self.channels[-1] * self.sides[-1] ** 2, classes))
+        convolutions = [(fan_in * kernel**2, fan_out) for fan_in, fan_out in itertools.pairwise(self.channels)]
+        self.layers: Sequence[tuple[int, int]] = [
+            *convolutions,
+            (self.channels[-1] * self.sides[-1] ** 2, classes),
+        ]
         self._places: dict[int, Tensor] = {}  # see _unfold
 
-    def forward(self, parameters: "Parameters", samples: "Tensor") -> tuple[list["Tensor"], list["Tensor"], "Tensor"]:
+    def forward(self, parameters: Parameters, samples: Tensor) -> tuple[list[Tensor], list[Tensor], Tensor]:
         replicas, count, _ = samples.shape
-        inputs, activations = [], [as_floats(samples)]
+        inputs, activations = [], [samples]
         for layer, (weight, bias) in enumerate(parameters[:-1]):
             inputs.append(self._unfold(activations[-1].view(replicas, count, -1), layer))
-            activations.append(affine(inputs[-1], weight, bias, rectify=True))
+            activations.append(affine(inputs[-1], weight, bias).relu_())
         inputs.append(activations[-1].view(replicas, count, -1))
         return inputs, activations, affine(inputs[-1], *parameters[-1])
 
-    def backward(self, parameters: "Parameters", activations: list["Tensor"], at_logits: "Tensor") -> list["Tensor"]:
+    def backward(self, parameters: Parameters, activations: list[Tensor], at_logits: Tensor) -> list[Tensor]:
         replicas, count, _ = at_logits.shape
-        at_input = product(at_logits, parameters[-1][0].mT).view_as(activations[-1])
-        deltas = [at_logits, _masked(at_input, activations[-1])]
+        at_input = at_logits.bmm(parameters[-1][0].mT).view_as(activations[-1])
+        deltas = [at_logits, through_relu(at_input, activations[-1])]
         for layer in range(len(self.channels) - 2, 0, -1):
-            at_input = self._fold(product(deltas[-1], parameters[layer][0].mT), layer, replicas, count)
-            deltas.append(_masked(at_input, activations[layer]))
+            at_input = self._fold(deltas[-1].bmm(parameters[layer][0].mT), layer, replicas, count)
+            deltas.append(through_relu(at_input, activations[layer]))
         return deltas[::-1]
 
-    def _unfold(self, maps: "Tensor", layer: int) -> "Tensor":
+    def _unfold(self, maps: Tensor, layer: int) -> Tensor:
         """`[R, S, side^2 C]` -> `[R, S P, kernel^2 C]`."""
         replicas, count, width = maps.shape
         if layer not in self._places:
             self._places[layer] = self._windows(layer).to(maps.device)
         places = self._places[layer]
-        taken = maps.reshape(replicas * count, width).index_select(1, places)
-        return taken.view(replicas, -1, self.layers[layer][0])
+        unfolded = maps.reshape(replicas * count, width).index_select(1, places)
+        return unfolded.view(replicas, -1, self.layers[layer][0])
 
-    def _windows(self, layer: int) -> "Tensor":
+    def _windows(self, layer: int) -> Tensor:
         """Which number of a map stands where in its windows, one after the other."""
-        import torch
-
         side, depth = self.sides[layer], self.channels[layer]
         numbers = torch.arange(side * side * depth).view(side, side, depth)
         windows = numbers.unfold(0, self.kernel, self.stride).unfold(1, self.kernel, self.stride)
         return windows.permute(0, 1, 3, 4, 2).flatten()  # [down, across, C, kernel, kernel], channels last
 
-    def _fold(self, unfolded: "Tensor", layer: int, replicas: int, count: int) -> "Tensor":
+    def _fold(self, unfolded: Tensor, layer: int, replicas: int, count: int) -> Tensor:
         """The reverse of `_unfold`, summing where windows overlap: `[R, S P, kernel^2 C]` -> `[R, S side^2, C]`."""
         before, after, depth = self.sides[layer], self.sides[layer + 1], self.channels[layer]
         windows = unfolded.view(replicas, count, after, after, self.kernel, self.kernel, depth)
@@ -173,120 +162,27 @@ class ConvNet:
         return maps.view(replicas, count * before**2, depth)
 
 
-# Matrix products whose result has fewer columns than this are several times faster the other way round.
-NARROW = 16
+@model
+def mlp(features: int, classes: int, *, hidden: Sequence[int]) -> MLP:
+    """A multi-layer perceptron: fully connected layers with ReLU between them, one logit per class."""
+    return MLP([features, *hidden, classes])
 
 
-def product(one: "Tensor", other: "Tensor") -> "Tensor":
-    """`one @ other` for stacks of matrices [R, m, k] and [R, k, n], each with the bytes that it has in any stack.
-
-    MKL takes another way for a stack of one whose product is a single row or column: it is put into a stack of two.
-    """
-    if len(one) > 1 or (one.shape[1] > 1 and other.shape[2] > 1):
-        return one.bmm(other)
-    return one.expand(2, -1, -1).bmm(other.expand(2, -1, -1))[:1]
+@model
+def convnet(
+    features: int, classes: int, *, channels: Sequence[int] = (8, 16), kernel: int = 5, stride: int = 3
+) -> ConvNet:
+    """A small convolutional network for square grey images: strided convolutions, ReLU, then one logit per class."""
+    return ConvNet(features, classes, channels, kernel, stride)
 
 
-# Rows at least this long, of products at least this wide, are first asked for zeros.
-LONG, WIDE = 128, 32
-LINE = 16  # numbers of a line of a CPU's cache
+def affine(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """`x W + bias` for `x [R, S, in]`: [R, S, out]."""
+    if weight.shape[-1] < FEW_COLUMNS:
+        return torch.baddbmm(bias[..., None], weight.mT, x.mT).mT.contiguous()
+    return x.bmm(weight).add_(bias[:, None])
 
 
-def affine(x: "Tensor", weight: "Tensor", bias: "Tensor", rectify: bool = False) -> "Tensor":
-    """`x W + bias` for `x [R, S, in]`, at least 0 with `rectify`: [R, S, out], contiguous.
-
-    Rows x may be zeros mostly, as an image's are: what is zero is left out.
-    """
-    if not _may_be_sparse(x, weight):
-        return _dense_affine(x, weight, bias, rectify)
-    from krum.rules import kernels
-
-    out = weight.new_empty((*x.shape[:2], weight.shape[-1]))
-    for replica in _left(kernels.sparse_affine(out, x, weight, bias.contiguous(), rectify)):
-        out[replica] = _dense_affine(x[replica], weight[replica], bias[replica], rectify)
-    return out
-
-
-def _dense_affine(x: "Tensor", weight: "Tensor", bias: "Tensor", rectify: bool) -> "Tensor":
-    if weight.shape[-1] >= NARROW:
-        out = product(as_floats(x), weight).add_(bias[:, None])  # baddbmm would first write the bias everywhere
-    else:
-        out = product(weight.mT, as_floats(x).mT).add_(bias[..., None]).mT.contiguous()
-    return out.relu_() if rectify else out
-
-
-def spaced(weight: "Tensor") -> "Tensor":
-    """`weight [R, in, out]`, whose rows `krum.kernels` may read, in memory where each begins with a line of a cache."""
-    fan_in, fan_out = weight.shape[1:]
-    if fan_in < LONG or fan_out < WIDE or not compiled(weight):
-        return weight
-    return weight.new_empty((len(weight), fan_in, fan_out + -fan_out % LINE))[..., :fan_out].copy_(weight)
-
-
-def through_relu(delta: "Tensor", weight: "Tensor", activation: "Tensor") -> "Tensor":
-    """`delta W^T` where the activation is positive, 0 elsewhere: [R, S, out] and [R, in, out] -> [R, S, in]."""
-    if delta.shape[-1] < NARROW and compiled(delta):  # so short a sum is sooner taken, and masked at once, by ours
-        from krum.rules import kernels
-
-        out = activation.new_empty(activation.shape)
-        kernels.through_relu(out, delta, weight, activation)
-        return out
-    return _masked(product(delta, weight.mT), activation)
-
-
-def outer_sums(x: "Tensor", delta: "Tensor") -> "Tensor":
-    """`x^T delta`, the sum of the rows' outer products: [k, S, in] and [k, S, out] -> [k, in, out]."""
-    if _may_be_sparse(x, delta):
-        from krum.rules import kernels
-
-        out = delta.new_empty((len(x), x.shape[-1], delta.shape[-1]))
-        for replica in _left(kernels.sparse_outer_sums(out, x, delta)):
-            out[replica] = product(as_floats(x[replica]).mT, delta[replica])
-        return out
-    x = as_floats(x)
-    return product(x.mT, delta) if delta.shape[-1] >= NARROW else product(delta.mT, x).mT
-
-
-def add_outer_sums(total: "Tensor", x: "Tensor", delta: "Tensor", scale: float = 1.0) -> "Tensor":
-    """Add `scale x^T delta` to `total [k, in, out]`, in place."""
-    if _may_be_sparse(x, delta):
-        from krum.rules import kernels
-
-        for replica in _left(kernels.sparse_outer_sums(total, x, delta, scale, add=True)):
-            total[replica].baddbmm_(as_floats(x[replica]).mT, delta[replica], alpha=scale)
-        return total
-    x = as_floats(x)
-    if delta.shape[-1] >= NARROW and x.shape[-1] > 1:
-        return total.baddbmm_(x.mT, delta, alpha=scale)
-    return total.add_(outer_sums(x, delta), alpha=scale)
-
-
-def _may_be_sparse(x: "Tensor", other: "Tensor") -> bool:
-    """`krum.kernels` can leave out the zeros of x, and it may pay."""
-    return x.shape[-1] >= LONG and other.shape[-1] >= WIDE and compiled(other) and x.stride(-1) == other.stride(-1) == 1
-
-
-def compiled(x: "Tensor") -> bool:
-    """`krum.kernels` computes with such numbers, and with bytes beside them: float32 on the CPU."""
-    import torch
-
-    return x.device.type == "cpu" and x.dtype == torch.float32
-
-
-def as_floats(x: "Tensor") -> "Tensor":
-    """The numbers that bytes stand for, 255ths, as float32; others as they are."""
-    import torch
-
-    return x if x.is_floating_point() else torch.div(x, LEVELS)
-
-
-def _left(done: np.ndarray) -> list[slice]:
-    """The replicas that are not done, all at once if none is."""
-    return [slice(None)] if not done.any() else [slice(k, k + 1) for k in (~done).nonzero()[0].tolist()]
-
-
-def _masked(delta: "Tensor", activation: "Tensor") -> "Tensor":
-    """delta where the activation is positive, 0 elsewhere, in place and in one pass."""
-    import torch
-
+def through_relu(delta: Tensor, activation: Tensor) -> Tensor:
+    """delta where the activation is positive, 0 elsewhere, in place."""
     return torch.ops.aten.threshold_backward.grad_input(delta, activation, 0, grad_input=delta)

@@ -23,7 +23,7 @@ import yaml
 from krum.errors import InputError, unknown
 from krum.registry import LARGEST, check_options, lookup
 from krum.rules.aggregators import AGGREGATORS
-from krum.simulation.attacks import ATTACKS, LASTING, LEAST_BYZANTINE
+from krum.simulation.attacks import ATTACKS
 from krum.simulation.cell import Cell, Options, frozen
 from krum.simulation.datasets import DATASETS
 from krum.simulation.models import MODELS, build, dimension
@@ -218,7 +218,7 @@ def _cell(
         aggregator, aggregator_options = _named(parameters["aggregator"])
         attack, attack_options = _named(parameters["attack"])
         check_options(f"model {model}", lookup(MODELS, model, "model"), model_options)
-        check_options(f"attack {attack}", lookup(ATTACKS, attack, "attack"), attack_options)
+        check_options(f"attack {attack}", lookup(ATTACKS, attack, "attack").function, attack_options)
         parameters_of_model = dimension(build(model, model_options, dataset.features, dataset.classes))
         if parameters_of_model > LARGEST_MODEL:
             raise InputError(
@@ -231,11 +231,11 @@ def _cell(
                 f"fault_rate: found {fault_rate:g} beside byzantine_fraction {parameters['byzantine_fraction']}; give "
                 f"one of them: workers that misbehave now and then, or Byzantine ones that always do"
             )
-        if fault_rate and (LEAST_BYZANTINE[attack] > 1 or attack in LASTING):
+        if fault_rate and (ATTACKS[attack].least > 1 or ATTACKS[attack].lasting):
             raise InputError(f"fault_rate: {attack} takes several workers or several rounds; give another attack")
-        if 0 < byzantine < LEAST_BYZANTINE[attack]:
+        if 0 < byzantine < ATTACKS[attack].least:
             raise InputError(
-                f"attack {attack} takes at least {LEAST_BYZANTINE[attack]} Byzantine workers; "
+                f"attack {attack} takes at least {ATTACKS[attack].least} Byzantine workers; "
                 f"byzantine_fraction {parameters['byzantine_fraction']} of {parameters['workers']} is {byzantine}"
             )
         declared_f = parameters.get("declared_f", most_byzantine)

@@ -341,7 +341,9 @@ def choices(
     over that of the mean honest gradient, and `attacker_chosen`, the share of the choices that are Byzantine.
     """
     from krum.rules import distances
-    from krum.simulation.engine import Simulation
+    from krum.simulation import datasets
+    from krum.simulation.round import descend, send, start, weigh
+    from krum.simulation.run import one_thread
 
     options = {"dataset": dataset, "batch_size": batch_size, "workers": workers}
     cell = make_cell({**options, "declared_f": declared_f, "aggregator": aggregator, "rounds": rounds})
@@ -351,21 +353,19 @@ def choices(
     counted = {"length": np.zeros(honest), "distance": np.zeros(honest)}
     lengths = []
 
-    class Watched(Simulation):
-        def weigh(self, gradients, byzantine):
-            weights = super().weigh(gradients, byzantine)
-            gram, chosen = gradients.gram[0], weights[0, :honest].double()
+    state = start(cell, datasets.load(dataset), seeds=[seed])
+    with one_thread():
+        for _ in range(rounds):
+            sent = send(state)
+            weights = weigh(state, sent)
+            gram, chosen = sent.gradients.gram[0], weights[0, :honest].double()
             share = chosen / weights[0].sum()
             mean = gram.mean()
             from_mean = distances.from_gram(gram[None])[0].mean(-1)  # plus a constant, the same for all
             for name, measure in (("length", gram.diagonal()), ("distance", from_mean)):
                 counted[name][:] += share[measure.sort(stable=True).indices].numpy()
             lengths.append(float((chosen @ gram @ chosen / mean).clamp(min=0).sqrt()))
-            return weights
-
-    simulation = Watched(cell, device="cpu", seeds=[seed])
-    for _ in range(rounds):
-        simulation.step()
+            descend(state, sent, weights)
     ratio, attackers = float(np.mean(lengths)), 1 - float(counted["length"].sum()) / rounds
     return [
         {
@@ -455,9 +455,9 @@ def split(
     `whole_error`, that of the same seed's model in one place, and `difference`, how far the two are apart.
     """
     from krum.distributed import processes, split
-    from krum.simulation.engine import simulate
+    from krum.simulation.run import simulate
 
-    trained = (seed, dataset, workers, byzantine, rounds, slices == "apart")
+    trained = (seed, dataset, workers, byzantine, rounds, slices == "together")
     rows = processes.together(split.train, ranks, *trained)
     whole = simulate(split.cell(dataset, workers, byzantine, rounds), seeds=[seed], device="cpu")
     errors = dict(zip(whole["round"].tolist(), whole["test_error"].tolist(), strict=True))

@@ -19,7 +19,20 @@ from krum.suite.experiment import Probe
 from krum.suite.probes import PROBES
 
 PACKAGE = Path(__file__).resolve().parents[1]
-ENGINE = ("adversary", "datasets", "deformations", "distances", "gradients", "kernels", "models", "engine", "store")
+ENGINE = (
+    "adversary",
+    "datasets",
+    "deformations",
+    "distances",
+    "draws",
+    "full_gradient",
+    "gradients",
+    "models",
+    "recording",
+    "round",
+    "run",
+    "store",
+)
 AGGREGATION = ("aggregation", "aggregators", "distances", "kernels", "selection", "store", "theory", "vectors")
 LIBRARIES = ("numpy", "pyarrow", "scikit-learn", "torch")
 # Read when the code is, so that an edit while this process works does not pass for what it computes.
@@ -34,7 +47,7 @@ def code_digest(cell: Cell) -> str:
     parts = [_module(name) for name in ENGINE]
     rules = [cell.aggregator] if cell.compare_with is None else [cell.aggregator, cell.compare_with]
     parts += [_registered("aggregators", AGGREGATORS[name].function.__name__) for name in rules]
-    parts.append(_registered("attacks", ATTACKS[cell.attack].__name__))
+    parts.append(_registered("attacks", ATTACKS[cell.attack].function.__name__))
     parts += [f"{name} {number}" for name, number in libraries().items()]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 

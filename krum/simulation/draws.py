@@ -1,0 +1,139 @@
+"""What the replicas of a cell draw: folds, initial parameters and mini-batches.
+
+Every seed has one named stream of random numbers per role, so that what it draws depends neither on the other seeds
+nor on the other roles.
+"""
+
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from krum.simulation import datasets, models
+from krum.simulation.cell import Cell
+from krum.simulation.datasets import Dataset, Samples
+from krum.simulation.deformations import deform
+from krum.simulation.models import Model, Parameters
+
+ROUNDS_AT_ONCE = 50  # of mini-batches: small draws are slow one by one
+DEFORMED_AT_ONCE = 250  # images
+
+
+def stream(seed: int, role: str) -> np.random.SeedSequence:
+    """The seed sequence of one role ("folds", "initial weights", "mini-batches", "attack", "rule" ...) of one seed."""
+    return np.random.SeedSequence(entropy=seed, spawn_key=(zlib.crc32(role.encode()),))
+
+
+def generators(seeds: Sequence[int], role: str) -> list[np.random.Generator]:
+    """One generator per seed."""
+    return [np.random.default_rng(stream(seed, role)) for seed in seeds]
+
+
+def initial_parameters(
+    model: Model, seeds: Sequence[int], device: torch.device, dtype: torch.dtype, role: str = "initial weights"
+) -> Parameters:
+    """Each layer's weight [R, in, out] and bias [R, out]."""
+    starts = [models.initialise(model, rng) for rng in generators(seeds, role)]
+
+    def stacked(arrays: Sequence[np.ndarray]) -> Tensor:
+        return torch.from_numpy(np.stack(arrays)).to(device, dtype)
+
+    return [
+        (stacked([weight for weight, _ in layer]), stacked([bias for _, bias in layer]))
+        for layer in zip(*starts, strict=True)
+    ]
+
+
+@dataclass(frozen=True)
+class Folds:
+    """The data as every replica sees it: seed s holds out fold `s mod folds` of partition `s div folds`."""
+
+    features: Tensor  # [R, N, p], standardised by each replica's training fold, or [1, N, p], the same for all
+    labels: Tensor  # [N]
+    training: list[np.ndarray]  # each replica's sample numbers
+    held_out: list[np.ndarray]
+
+    def samples(self, index: Tensor, replicas: slice | Tensor = slice(None)) -> Tensor:
+        """The samples with numbers `index [r, s]` as some replicas see them: [r, s, p]."""
+        _, count, width = self.features.shape
+        if len(self.features) > 1:
+            index = index + count * torch.arange(len(self.features), device=index.device)[replicas, None]
+        return self.features.view(-1, width).index_select(0, index.flatten()).view(*index.shape, width)
+
+    def majority_errors(self) -> list[float]:
+        """Each replica's error of always answering its training fold's most frequent class."""
+        labels = self.labels.cpu().numpy()
+        answers = [np.bincount(labels[training]).argmax() for training in self.training]
+        return [
+            float((labels[held_out] != answer).mean()) for held_out, answer in zip(self.held_out, answers, strict=True)
+        ]
+
+
+def split(
+    cell: Cell, dataset: Dataset, samples: Samples, seeds: Sequence[int], device: torch.device, dtype: torch.dtype
+) -> Folds:
+    """Every replica's folds, and its samples, standardised where the data set says so."""
+    partitions = {
+        partition: datasets.folds(samples.labels, cell.folds, partition)
+        for partition in sorted({seed // cell.folds for seed in seeds})
+    }
+    splits = [partitions[seed // cell.folds][seed % cell.folds] for seed in seeds]
+    training = [chosen for chosen, _ in splits]
+    features = torch.from_numpy(samples.features).to(device, dtype)[None]
+    if dataset.standardise:
+        values = samples.features.astype(np.float64)
+        mean = np.stack([values[fold].mean(0) for fold in training])
+        deviation = np.stack([values[fold].std(0) for fold in training])
+        scale = 1 / np.where(deviation > 0, deviation, 1)
+        shift_and_scale = (torch.from_numpy(part)[:, None].to(device, dtype) for part in (mean, scale))
+        features = (features - next(shift_and_scale)).mul_(next(shift_and_scale))
+    labels = torch.from_numpy(samples.labels).to(device)
+    return Folds(features, labels, training, [held_out for _, held_out in splits])
+
+
+class MiniBatches:
+    """The mini-batches of all n workers, b samples each, drawn with replacement from the training folds.
+
+    All n workers draw, whoever is honest: cells that differ in the attack see the same mini-batches. With the cell's
+    `points`, what is drawn are numbers of deformed images instead (see `krum.simulation.deformations`).
+    """
+
+    def __init__(self, cell: Cell, folds: Folds, seeds: Sequence[int]):
+        self.folds, self.points = folds, cell.points
+        self._shape = (ROUNDS_AT_ONCE, cell.workers, cell.batch_size)
+        self._generators = generators(seeds, "mini-batches")
+        self._block = -1  # of rounds, the one drawn last
+        self._drawn = torch.empty(0)
+
+    def numbers(self, round_: int) -> Tensor:
+        """Of the samples or points of all workers, [R, n, b] int64, in rounds from 0 on that follow each other."""
+        block, turn = divmod(round_, ROUNDS_AT_ONCE)
+        if block != self._block:
+            drawn = np.empty((ROUNDS_AT_ONCE, len(self._generators), *self._shape[1:]), np.int64)
+            for replica, (rng, training) in enumerate(zip(self._generators, self.folds.training, strict=True)):
+                numbers = rng.integers(self.points or len(training), size=self._shape)
+                drawn[:, replica] = numbers if self.points else training[numbers]
+            self._block, self._drawn = block, torch.from_numpy(drawn).to(self.folds.labels.device)
+        return self._drawn[turn]
+
+    def of(self, round_: int, workers: slice | np.ndarray, replicas: slice = slice(None)) -> tuple[Tensor, Tensor]:
+        """Samples [r, w b, p] and labels [r, w b] of w workers in a round, worker by worker."""
+        index = self.numbers(round_)[replicas][:, workers].flatten(1)
+        if self.points:
+            return self._deformed(index, replicas)
+        return self.folds.samples(index, replicas), self.folds.labels[index]
+
+    def _deformed(self, index: Tensor, replicas: slice) -> tuple[Tensor, Tensor]:
+        """The points with numbers `index [r, s]`: the first round through a fold is the fold itself."""
+        folds = [torch.from_numpy(fold).to(index.device) for fold in self.folds.training[replicas]]
+        sources = torch.stack([fold[numbers % len(fold)] for fold, numbers in zip(folds, index, strict=True)])
+        lengths = torch.tensor([len(fold) for fold in folds], device=index.device)[:, None]
+        points = index.where(index >= lengths, 0)
+        images = self.folds.samples(sources, replicas)
+        blocks = zip(
+            images.flatten(0, 1).split(DEFORMED_AT_ONCE), points.flatten().split(DEFORMED_AT_ONCE), strict=True
+        )
+        return torch.cat([deform(*block) for block in blocks]).view_as(images), self.folds.labels[sources]
