@@ -19,7 +19,6 @@ review: $(READY)
 smoke: $(READY)
 	@snakemake --configfile profiles/smoke.yaml -- all review
 	@snakemake --configfile profiles/smoke.yaml --report figures/smoke/report.html --quiet all
-	@python -m krum verify --results results/smoke --figures figures/smoke
 
 # docs/ and the README's scorecard, from a full run
 gallery: all
@@ -68,6 +67,7 @@ bench: .venv/bench
 clean:
 	rm -rf results/*.parquet results/*.json results/curves results/probes results/benchmarks results/performance results/smoke
 	rm -rf figures/*.png figures/*.pdf figures/*.html figures/scorecard.md figures/smoke
+	find results figures -name '.*.partial*' -delete
 	rm -rf logs .snakemake report.html data/prepared
 
 $(READY): requirements.txt

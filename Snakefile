@@ -1,13 +1,13 @@
 # The whole dataflow: data -> curves, probes -> results -> figures and claims. One job per curve, all its seeds inside.
+# `job_server.py` is `python -m krum` without the wait for its imports.
 import json
 import sys
 
 sys.path.insert(0, workflow.basedir)
 
-from krum.suite import planning, warm
+from krum.suite import job_server, planning
 
 planning.prefer_this_python()
-planning.clear_stale_locks()
 PLAN = planning.plan_or_exit(workflow.basedir, config)
 RESULTS, FIGURES = PLAN.results, PLAN.figures
 config["captions"] = PLAN.captions  # for the report
@@ -18,6 +18,7 @@ report: "docs/workflow.rst"
 
 wildcard_constraints:
     experiment=planning.one_of(PLAN.experiments),
+    curve=planning.one_of(PLAN.cells),
     probe=planning.one_of(PLAN.probes),
 
 
@@ -35,13 +36,13 @@ localrules:
 rule all:
     default_target: True
     input:
-        [PLAN.figure_files(name) for name in PLAN.of_part(review=False)],
-        PLAN.scorecard_files(),
+        [PLAN.figure_files(name) for name in PLAN.names(review=False)],
+        PLAN.scorecard_files(review=False),
 
 
 rule review:
     input:
-        [PLAN.figure_files(name) for name in PLAN.of_part(review=True)],
+        [PLAN.figure_files(name) for name in PLAN.names(review=True)],
         PLAN.scorecard_files(review=True),
 
 
@@ -63,44 +64,30 @@ rule data:
     conda:
         "environment.yml"
     shell:
-        "python -m krum.suite.warm data {wildcards.dataset} --output {output} > {log} 2>&1"
+        "python -P krum/suite/job_server.py data {wildcards.dataset} --output {output} > {log} 2>&1"
 
 
 rule curve:
     input:
-        lambda wildcards: f"data/{PLAN.cells[wildcards.curve].dataset}.verified",
+        lambda wildcards: PLAN.data_files(wildcards.curve),
     output:
         f"{RESULTS}/curves/{{curve}}.parquet",
     log:
         f"logs/{RESULTS}/{{curve}}.log",
-    wildcard_constraints:
-        curve=planning.one_of(PLAN.short_curves),
     conda:
         "environment.yml"
     threads: 1
     params:
         cell=lambda wildcards: PLAN.cells[wildcards.curve].to_json(),
         digest=lambda wildcards: PLAN.digest(wildcards.curve),  # a change of code runs it again
-        module="krum.suite.warm",
+        benchmark=f"{RESULTS}/benchmarks/{{curve}}.tsv",  # seconds and memory, by the job itself
     shell:
-        "python -m {params.module} curve --cell {params.cell:q} --output {output} > {log} 2>&1"
-
-
-use rule curve as long_curve with:  # begun first, so that no core waits for the last one
-    benchmark:
-        f"{RESULTS}/benchmarks/{{curve}}.tsv"
-    wildcard_constraints:
-        curve=planning.one_of(PLAN.long_curves),
-    priority: 1
-    params:
-        cell=lambda wildcards: PLAN.cells[wildcards.curve].to_json(),
-        digest=lambda wildcards: PLAN.digest(wildcards.curve),
-        module="krum",  # a process of its own, whose time and memory the benchmark sees
+        "python -P krum/suite/job_server.py curve --cell {params.cell:q} --output {output} --benchmark {params.benchmark} > {log} 2>&1"
 
 
 rule probe:
     input:
-        lambda wildcards: PLAN.probe_data(wildcards.probe),
+        lambda wildcards: PLAN.data_files(wildcards.probe),
     output:
         f"{RESULTS}/probes/{{probe}}.parquet",
     log:
@@ -110,15 +97,15 @@ rule probe:
     threads: lambda wildcards: PLAN.threads(wildcards.probe, workflow.cores)
     params:
         probe=lambda wildcards: PLAN.probes[wildcards.probe].to_json(),
-        digest=lambda wildcards: PLAN.probe_digest(wildcards.probe),
+        digest=lambda wildcards: PLAN.digest(wildcards.probe),
     shell:
-        "python -m krum.suite.warm probe --probe {params.probe:q} --output {output} > {log} 2>&1"
+        "python -P krum/suite/job_server.py probe --probe {params.probe:q} --output {output} > {log} 2>&1"
 
 
 rule results:
     input:
         experiment="experiments/{experiment}.yaml",
-        parts=lambda wildcards: PLAN.part_files(wildcards.experiment),
+        measured=lambda wildcards: PLAN.measured_files(wildcards.experiment),
     output:
         f"{RESULTS}/{{experiment}}.parquet",
     log:
@@ -128,7 +115,7 @@ rule results:
     params:
         overrides=json.dumps(PLAN.overrides),
     shell:
-        "python -m krum.suite.warm collect {input.experiment} {input.parts} --overrides {params.overrides:q}"
+        "python -P krum/suite/job_server.py collect {input.experiment} {input.measured} --overrides {params.overrides:q}"
         " --output {output} > {log} 2>&1"
 
 
@@ -149,15 +136,15 @@ rule figure:
         "environment.yml"
     params:
         stem=f"{FIGURES}/{{experiment}}",
-        digest=PLAN.figure_digest("drawing", "statistics", "report", "theory"),
+        digest=PLAN.drawing_digest,
     shell:
-        "python -m krum.suite.warm figure {input} --output {params.stem} > {log} 2>&1"
+        "python -P krum/suite/job_server.py figure {input} --output {params.stem} > {log} 2>&1"
 
 
 rule claims:
     input:
         claims="experiments/claims.yaml",
-        results=PLAN.judged(review=False),
+        results=PLAN.judged_files(review=False),
     output:
         claims=f"{RESULTS}/claims.parquet",
         captions=f"{RESULTS}/captions.json",
@@ -166,15 +153,15 @@ rule claims:
     conda:
         "environment.yml"
     params:
-        digest=PLAN.figure_digest("claims", "statistics", "report", "theory"),
+        digest=PLAN.drawing_digest,
     shell:
-        "python -m krum.suite.warm claims {input.results} --output {output.claims} --captions {output.captions} > {log} 2>&1"
+        "python -P krum/suite/job_server.py claims {input.results} --output {output.claims} --captions {output.captions} > {log} 2>&1"
 
 
 use rule claims as review_claims with:
     input:
         claims="experiments/claims.yaml",
-        results=PLAN.judged(review=True),
+        results=PLAN.judged_files(review=True),
     output:
         claims=f"{RESULTS}/review.parquet",
         captions=f"{RESULTS}/review-captions.json",
@@ -193,9 +180,9 @@ rule scorecard:
     conda:
         "environment.yml"
     params:
-        digest=PLAN.figure_digest("report"),
+        digest=PLAN.drawing_digest,
     shell:
-        "python -m krum.suite.warm scorecard {input} --page {output.page} --table {output.table} > {log} 2>&1"
+        "python -P krum/suite/job_server.py scorecard {input} --page {output.page} --table {output.table} > {log} 2>&1"
 
 
 use rule scorecard as review_scorecard with:
@@ -209,9 +196,9 @@ use rule scorecard as review_scorecard with:
 
 
 onstart:
-    planning.check_device(PLAN.device)
-    planning.check_folders(RESULTS, FIGURES)
-    warm.start()
+    planning.check_before_start(PLAN)
+    if planning.has_job_server():
+        job_server.start()
 
 
 onsuccess:

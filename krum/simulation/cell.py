@@ -1,43 +1,97 @@
-"""A cell: everything that decides one curve, and nothing else."""
+"""A cell: everything that decides one curve, and nothing else, declared once.
+
+Each field of `Cell` carries its type, bounds, default and meaning. From the fields follow the parameters that an
+experiment's YAML may set, what is refused and in which words, the columns of results, and docs/fidelity.md. To add a
+parameter, write one field here and use it where it acts.
+"""
 
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import MISSING, Field, asdict, dataclass, field, fields, replace
+from fractions import Fraction
 from typing import Any, Self
 
-from krum.errors import InputError
+from krum.errors import InputError, unknown
+from krum.registry import LARGEST, check_options, lookup
 from krum.rules.aggregators import AGGREGATORS
+from krum.simulation.attacks import ATTACKS
+from krum.simulation.datasets import DATASETS
+from krum.simulation.models import MODELS, build, dimension
 
 Options = tuple[tuple[str, Any], ...]
+LARGEST_MODEL = 10**8  # parameters
 
 
-@dataclass(frozen=True)
+def parameter(
+    description: str,
+    default: Any = MISSING,
+    *,
+    least: float | None = None,
+    above: float | None = None,
+    most: float | None = None,
+    below: float | None = None,
+) -> Any:
+    """A field of `Cell` that a YAML may set: what it is, its default, its bounds."""
+    bounds = {"at least": least, "above": above, "at most": most, "below": below}
+    bounds = {word: bound for word, bound in bounds.items() if bound is not None}
+    return field(default=default, metadata={"description": description, "bounds": bounds})
+
+
+@dataclass(frozen=True, kw_only=True)
 class Cell:
-    """Everything that decides a curve, and nothing else. Options are sorted pairs, so that a cell can be hashed."""
+    """Everything that decides a curve. Options are sorted pairs, so that a cell can be hashed.
 
-    dataset: str
-    model: str
+    A field without further words follows from the parameters beside it.
+    """
+
+    dataset: str = parameter("the name of a data set, such as spambase")
+    model: str = parameter("the name of a model, by default the data set's own")
     model_options: Options
-    aggregator: str
+    aggregator: str = parameter("the name of a rule, such as krum")
     aggregator_options: Options
-    attack: str
+    attack: str = parameter("the name of an attack or a fault", "none")
     attack_options: Options
-    workers: int
+    workers: int = parameter("how many workers send a vector in each round", 20, least=1, most=10_000)
     byzantine: int
-    byzantine_fraction: float
-    declared_f: int
-    batch_size: int
-    learning_rate: float
-    rounds: int
-    evaluate_every: int
-    folds: int
-    seeds: int
-    compare_with: str | None = None
-    measure_gradient: bool = False
-    fault_rate: float = 0.0
-    worker_momentum: float = 0.0
-    points: int = 0
+    byzantine_fraction: float = parameter(
+        "the Byzantine share of the workers; their number is floor(share * workers), and 0 where nobody attacks",
+        0.0,
+        least=0,
+        below=1,
+    )
+    declared_f: int = parameter(
+        "how many Byzantine workers the rule is told to expect, by default the most in any cell of the experiment",
+        least=0,
+        most=10_000,
+    )
+    batch_size: int = parameter("how many samples each worker draws in a round", 3, least=1, most=10**9)
+    learning_rate: float = parameter("the length of a step", 0.1, above=0, most=LARGEST)
+    worker_momentum: float = parameter(
+        "the share of its last vector that a worker keeps in the next one", 0.0, least=0, below=1
+    )
+    fault_rate: float = parameter(
+        "the probability that a worker misbehaves in a round, as attack says; instead of byzantine_fraction",
+        0.0,
+        least=0,
+        most=0.5,
+    )
+    points: int = parameter(
+        "how many distinct training points there are, deformed images made as they are drawn; 0 for the training fold",
+        0,
+        least=0,
+        most=10**15,
+    )
+    rounds: int = parameter("how many rounds training takes", 500, least=1, most=10**8)
+    evaluate_every: int = parameter("how many rounds lie between two evaluations", 25, least=1, most=10**8)
+    folds: int = parameter("how many cross-validation folds there are", 10, least=2, most=1000)
+    seeds: int = parameter("how many seeds are run; each holds out one fold in turn", 10, least=1, most=10_000)
+    compare_with: str | None = parameter(
+        "the name of a rule whose choice from the same vectors is compared in every round", None
+    )
+    measure_gradient: bool = parameter(
+        "whether the norm and the noise of the gradient are measured at every evaluation", False
+    )
 
     @property
     def outside_guarantee(self) -> bool:
@@ -57,14 +111,16 @@ class Cell:
 
     @classmethod
     def from_json(cls, text: str) -> Self:
-        """The cell that `to_json` wrote. Raises InputError where it is none."""
+        """The cell that `to_json` wrote. Raises InputError for a text that is none; `make_cell` checks what it says."""
         try:
-            fields = json.loads(text)
-            for key in ("model_options", "aggregator_options", "attack_options"):
-                fields[key] = frozen(dict(fields[key]))
-            return cls(**fields)
-        except (ValueError, TypeError, KeyError, RecursionError) as error:
+            values = json.loads(text)
+            values |= {key: frozen(dict(values[key])) for key in values if key.endswith("_options")}
+            cell = cls(**values)
+        except (ValueError, TypeError, RecursionError) as error:
             raise InputError(f"not a cell ({type(error).__name__}: {error})") from None
+        return replace(
+            cell, **{name: checked(name, value) for name, value in vars(cell).items() if name not in OPTIONS}
+        )
 
     @property
     def slug(self) -> str:
@@ -74,13 +130,160 @@ class Cell:
         return f"{self.dataset}_{self.aggregator}_{attack}_{text}"
 
 
+FIELDS: dict[str, Field] = {each.name: each for each in fields(Cell)}
+PARAMETERS = [name for name, each in FIELDS.items() if each.metadata]
+OPTIONS = [name for name, each in FIELDS.items() if each.type == Options]
+NAMED = [name.removesuffix("_options") for name in OPTIONS]  # model, aggregator, attack
+
+
 def frozen(options: Mapping[str, Any]) -> Options:
     """Options as sorted pairs, lists as tuples."""
     return tuple(sorted((key, tuple(v) if isinstance(v, list | tuple) else v) for key, v in options.items()))
 
 
-def make_cell(parameters: Mapping[str, Any]) -> Cell:
-    """The cell of some parameters as in an experiment's YAML, with the rest at their defaults. Raises InputError."""
-    from krum.suite import experiment  # until cells are checked here
+def make_cell(parameters: Mapping[str, Any], outside_guarantee: bool = False) -> Cell:
+    """The cell of some parameters as in an experiment's YAML, with the rest at their defaults.
 
-    return experiment.one_cell(parameters)
+    `declared_f` is by default the cell's own number of Byzantine workers. Raises InputError where a parameter is
+    unknown or wrong, or where they do not fit each other; unless `outside_guarantee`, also where the rule's guarantee
+    does not cover the declared f.
+    """
+    values = complete(parameters)
+    for required in ("dataset", "aggregator"):
+        if required not in values:
+            raise InputError(f"{required} is missing; give a name")
+    byzantine = byzantine_count(values)
+    values = {"model": lookup(DATASETS, values["dataset"], "data set").model, "declared_f": byzantine, **values}
+    for name in NAMED:
+        values[name], options = _name_and_options(values[name])
+        values[f"{name}_options"] = frozen(options)
+    cell = Cell(**values, byzantine=byzantine)
+    _check_model_and_data(cell)
+    _check_attack(cell)
+    _check_rule(cell, outside_guarantee)
+    attacked = cell.attack != "none" and bool(byzantine or cell.fault_rate)
+    nobody: dict[str, Any] = {} if attacked else {"attack": "none", "attack_options": (), "fault_rate": 0.0}
+    return replace(cell, **nobody, byzantine_fraction=cell.byzantine_fraction if byzantine else 0.0)
+
+
+def complete(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """The parameters, each checked by itself and in its own type, and the defaults of those that are not given.
+
+    Raises InputError for the first that is unknown, of another type or out of bounds.
+    """
+    for name in parameters:
+        if name not in PARAMETERS:
+            raise InputError(unknown("parameter", name, PARAMETERS))
+    defaults = {name: FIELDS[name].default for name in PARAMETERS if FIELDS[name].default is not MISSING}
+    return defaults | {name: checked(name, value) for name, value in parameters.items()}
+
+
+def checked(name: str, value: Any) -> Any:
+    """A parameter's value in its own type: 20.0 workers are 20. Raises InputError where it cannot be meant."""
+    kind: Any = FIELDS[name].type
+    if name in NAMED and isinstance(value, Mapping):
+        if not isinstance(value.get("name"), str):
+            raise InputError(f"{name}: name is missing; give {_allowed(name)}")
+        return value
+    if value is None and FIELDS[name].default is None:
+        return None
+    if kind in (int, float):
+        if isinstance(value, int | float) and not isinstance(value, bool) and _within(value, _bounds(name)):
+            if kind is float or value == int(value):
+                return kind(value)
+    elif isinstance(value, bool if kind is bool else str):
+        return value
+    raise InputError(f"{name}: found {value!r:.60}; give {_allowed(name)}")
+
+
+def _bounds(name: str) -> dict[str, float]:
+    return FIELDS[name].metadata.get("bounds", {"at least": 0, "at most": LARGEST})
+
+
+def _within(value: float, bounds: Mapping[str, float]) -> bool:
+    return all(
+        {"at least": value >= bound, "above": value > bound, "at most": value <= bound, "below": value < bound}[word]
+        for word, bound in bounds.items()
+    )
+
+
+def _allowed(name: str) -> str:
+    """What a parameter may be, such as "an integer, at least 1 and at most 10,000: how many workers ..."."""
+    kind: Any = FIELDS[name].type
+    words = {int: "an integer", float: "a number", bool: "true or false"}.get(kind, "a name")
+    if name in NAMED:
+        words += ", or a mapping with a name and options such as {name: multi-krum, m: 5}"
+    elif kind in (int, float):
+        words += ", " + " and ".join(f"{word} {bound:,}" for word, bound in _bounds(name).items())
+    description = FIELDS[name].metadata.get("description")
+    return f"{words}: {description}" if description else words
+
+
+def byzantine_count(parameters: Mapping[str, Any]) -> int:
+    """`floor(byzantine_fraction * workers)` in exact decimal arithmetic, and none where nobody attacks."""
+    if _name_and_options(parameters["attack"])[0] == "none":
+        return 0
+    return int(Fraction(str(parameters["byzantine_fraction"])) * parameters["workers"])
+
+
+def _name_and_options(value: str | Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """`krum`, or `{name: multi-krum, m: 5}`."""
+    if isinstance(value, str):
+        return value, {}
+    return value["name"], {key: option for key, option in value.items() if key != "name"}
+
+
+# ------------------------------------------------------------------------------ checks of what must fit each other
+
+
+def _check_model_and_data(cell: Cell) -> None:
+    dataset, options = DATASETS[cell.dataset], dict(cell.model_options)
+    check_options(f"model {cell.model}", lookup(MODELS, cell.model, "model"), options)
+    if (size := dimension(build(cell.model, options, dataset.features, dataset.classes))) > LARGEST_MODEL:
+        raise InputError(f"model {cell.model} has {size:,} parameters; give one of at most {LARGEST_MODEL:,}")
+    if cell.points and dataset.standardise:
+        raise InputError(f"points: {cell.dataset} holds no images to deform; give mnist")
+    fold = dataset.samples - -(-dataset.samples // cell.folds)
+    if cell.batch_size > fold:
+        raise InputError(
+            f"batch_size: found {cell.batch_size}, more than the training fold of {cell.dataset} holds; "
+            f"give at most {fold}"
+        )
+
+
+def _check_attack(cell: Cell) -> None:
+    attack = lookup(ATTACKS, cell.attack, "attack")
+    check_options(f"attack {cell.attack}", attack.function, dict(cell.attack_options))
+    share = f"byzantine_fraction {cell.byzantine_fraction:g}"
+    if cell.attack == "none":
+        return
+    if cell.fault_rate and cell.byzantine:
+        raise InputError(
+            f"fault_rate: found {cell.fault_rate:g} beside {share}; give one of them: workers that misbehave now and "
+            f"then, or Byzantine ones that always do"
+        )
+    if cell.fault_rate and (least > 1 or lasting):
+        raise InputError(f"fault_rate: {cell.attack} takes several workers or several rounds; give another attack")
+    if 0 < cell.byzantine < least:
+        raise InputError(
+            f"attack {cell.attack} takes at least {least} Byzantine workers; "
+            f"{share} of {cell.workers} is {cell.byzantine}"
+        )
+
+
+def _check_rule(cell: Cell, outside_guarantee: bool) -> None:
+    rule = lookup(AGGREGATORS, cell.aggregator, "aggregator")
+    try:
+        rule.check(cell.workers, cell.declared_f, dict(cell.aggregator_options), outside_guarantee)
+    except InputError as error:
+        inside = outside_guarantee or rule.within_guarantee(cell.workers, cell.declared_f)
+        hint = "" if inside else ", or say outside_guarantee: true to run it all the same"
+        raise InputError(f"{error}{hint}") from None
+    if cell.compare_with is None:
+        return
+    other = lookup(AGGREGATORS, cell.compare_with, "aggregator")
+    if other.sees != "distances" or rule.sees != "distances" or rule.fixed_weights:
+        raise InputError(f"compare_with: {cell.aggregator} and {cell.compare_with} must both choose by distances")
+    if set(other.needs) - {"f"}:
+        raise InputError(f"compare_with: {cell.compare_with} depends on chance; give a rule that does not")
+    other.check(cell.workers, cell.declared_f, {}, outside_guarantee)

@@ -1,26 +1,18 @@
-"""What the Snakefile asks: which experiments, which cells, where to write. Imports no torch."""
+"""What the Snakefile asks: which experiments, which cells, where to write."""
 
-import hashlib
 import json
 import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
-from importlib.metadata import version
 from pathlib import Path
-from typing import IO, Any
-
-try:
-    import fcntl
-except ImportError:  # not on Windows
-    fcntl = None  # type: ignore[assignment]
+from typing import Any
 
 from krum.errors import InputError, unknown
-from krum.simulation import models
+from krum.simulation import run
 from krum.simulation.cell import Cell
-from krum.simulation.datasets import DATASETS
-from krum.suite import claims, experiment, probes, provenance
+from krum.suite import claims, experiment, probes, provenance, store
 from krum.suite.claims import Claim
 from krum.suite.experiment import Experiment, Probe
 
@@ -32,8 +24,7 @@ CATEGORIES = {
 }
 KEEP_CLAIMS = {"rounds", "evaluate_every", "seeds", "folds"}  # overrides that leave every cell where it is
 CONFIG: dict[str, Any] = {"results": "results", "figures": "figures", "device": "auto", "overrides": {}, "thin": None}
-
-LONG = 5e11  # multiply-adds
+DEVICE = "KRUM_DEVICE"  # environment variable: the device of the workflow's jobs
 
 
 @dataclass(frozen=True)
@@ -57,61 +48,47 @@ class Plan:
         """Every other measurement to take, by file name."""
         return {probe.slug: probe for spec in self.experiments.values() for probe in spec.probes}
 
-    @property
-    def long_curves(self) -> list[str]:
-        """The curves that take more than about half a minute."""
-        return [name for name, cell in self.cells.items() if work(cell) > LONG]
-
-    @property
-    def short_curves(self) -> list[str]:
-        """The others."""
-        return [name for name, cell in self.cells.items() if work(cell) <= LONG]
-
-    def part_files(self, name: str) -> list[str]:
+    def measured_files(self, name: str) -> list[str]:
         """The curves and probes of an experiment, in the order of its YAML."""
         spec = self.experiments[name]
         curves = [f"{self.results}/curves/{cell.slug}.parquet" for cell in spec.cells]
         return curves + [f"{self.results}/probes/{probe.slug}.parquet" for probe in spec.probes]
 
-    def of_part(self, review: bool) -> list[str]:
+    def names(self, review: bool) -> list[str]:
         """The experiments that answer the review, or the others."""
         return [name for name, spec in self.experiments.items() if (spec.part == "review") == review]
 
-    def judged(self, review: bool) -> list[str]:
+    def judged_files(self, review: bool) -> list[str]:
         """The results that the claims of a scorecard need."""
-        names = {claim.experiment for claim in self.claims} & set(self.of_part(review))
+        names = {claim.experiment for claim in self.claims} & set(self.names(review))
         return [f"{self.results}/{name}.parquet" for name in sorted(names)]
 
-    def scorecard_files(self, review: bool = False) -> list[str]:
+    def scorecard_files(self, review: bool) -> list[str]:
         """The scorecard of the review's experiments, or of the others, where there are claims."""
         name = "review" if review else "scorecard"
-        return [f"{self.figures}/{name}.html"] if self.judged(review) else []
+        return [f"{self.figures}/{name}.html"] if self.judged_files(review) else []
 
     def figure_files(self, name: str) -> list[str]:
         """The figure of an experiment, in its formats."""
         return [f"{self.figures}/{name}.{ending}" for ending in ("png", "pdf")]
 
-    def digest(self, curve: str) -> str:
-        """The digest of the code that decides a curve."""
-        return provenance.code_digest(self.cells[curve])
+    def digest(self, measured: str) -> str:
+        """The digest of the code that decides a curve or a probe."""
+        return provenance.code_digest(self.cells.get(measured) or self.probes[measured])
 
-    def probe_digest(self, probe: str) -> str:
-        """The digest of the code that decides a probe."""
-        return provenance.probe_digest(self.probes[probe])
+    def data_files(self, measured: str) -> list[str]:
+        """The data that a curve or a probe needs, as the workflow knows it."""
+        dataset = (self.cells.get(measured) or self.probes[measured]).dataset
+        return [] if dataset is None else [f"data/{dataset}.verified"]
+
+    @cached_property
+    def drawing_digest(self) -> str:
+        """The digest of the code that draws and judges."""
+        return provenance.drawing_digest()
 
     def threads(self, probe: str, cores: int) -> int:
         """All cores for a probe that measures time, which nothing may disturb; one for the others."""
         return cores if probes.PROBES[self.probes[probe].name].alone else 1
-
-    def probe_data(self, probe: str) -> list[str]:
-        """The data that a probe needs, as the workflow knows it."""
-        dataset = self.probes[probe].dataset
-        return [] if dataset is None else [f"data/{dataset}.verified"]
-
-    def figure_digest(self, *modules: str) -> str:
-        """The digest of the code that draws or judges."""
-        versions = [version(name) for name in ("matplotlib", "pandas", "scipy")]
-        return hashlib.sha256("".join([*map(provenance.module_digest, modules), *versions]).encode()).hexdigest()
 
     @property
     def captions(self) -> dict[str, str]:
@@ -142,103 +119,45 @@ def one_of(names: Iterable[str]) -> str:
     return "|".join(names) or "(?!)"
 
 
-def work(cell: Cell) -> float:
-    """Roughly a curve's multiply-adds."""
-    data = DATASETS[cell.dataset]
-    parameters = models.dimension(models.build(cell.model, dict(cell.model_options), data.features, data.classes))
-    samples = (cell.workers - cell.byzantine) * cell.batch_size + dict(cell.attack_options).get("samples", 0)
-    return 3.0 * cell.rounds * cell.seeds * parameters * samples
-
-
 def plan(root: Path, config: Mapping[str, Any]) -> Plan:
     """Check the workflow's configuration and every experiment below `root`. Raises InputError."""
+    chosen = _checked(config)
+    overrides, thin = chosen["overrides"], chosen.pop("thin")
+    experiments = experiment.load_all(Path(root) / "experiments", overrides)
+    claimed = Path(root) / "experiments" / "claims.yaml"
+    # Claims speak of the grid as it stands in the files: with another one they are not evaluated.
+    scorecard = claims.load(claimed) if set(overrides) <= KEEP_CLAIMS else []
+    scorecard = claims.untouched(scorecard, overrides)
+    claims.check(scorecard, experiments, claimed)
+    if thin is not None:
+        thinned = {name: experiment.thinned(spec, thin) for name, spec in experiments.items()}
+        scorecard = [claim for claim in scorecard if thinned[claim.experiment] is experiments[claim.experiment]]
+        experiments = thinned
+    # For the jobs; no parameter of theirs, since another device need not compute a finished curve again.
+    os.environ[DEVICE] = chosen["device"]
+    return Plan(experiments, scorecard, **chosen)
+
+
+def _checked(config: Mapping[str, Any]) -> dict[str, Any]:
     for key in config:
         if key not in CONFIG:
             raise InputError(f"config: {unknown('key', key, CONFIG)}")
     chosen = {**CONFIG, **config}
-    for key in ("results", "figures"):
-        if not isinstance(chosen[key], str) or not chosen[key]:
-            raise InputError(f"config: {key}: found {chosen[key]!r}; give a folder")
     if chosen["device"] not in ("auto", "cpu", "cuda"):
         raise InputError(f"config: {unknown('device', chosen['device'], ('auto', 'cpu', 'cuda'))}")
-    thin = chosen.pop("thin")
-    if thin is not None and (isinstance(thin, bool) or not isinstance(thin, int) or thin < 1):
-        raise InputError(
-            f"config: thin: found {thin!r}; give how many cells of each of the review's experiments to run"
-        )
-    if not isinstance(chosen["overrides"], Mapping):
-        raise InputError(
-            f"config: overrides: found {chosen['overrides']!r:.60}; give a mapping of parameters to values"
-        )
-    experiments = experiment.load_all(Path(root) / "experiments", chosen["overrides"])
-    claimed = Path(root) / "experiments" / "claims.yaml"
-    # Claims speak of the grid as it stands in the files: with another one they are not evaluated.
-    scorecard = claims.load(claimed) if set(chosen["overrides"]) <= KEEP_CLAIMS else []
-    scorecard = claims.untouched(scorecard, chosen["overrides"])
-    claims.check(scorecard, experiments, claimed)
-    if thin is not None:
-        thinned = {name: _thinned(spec, thin) for name, spec in experiments.items()}
-        scorecard = [claim for claim in scorecard if thinned[claim.experiment] is experiments[claim.experiment]]
-        experiments = thinned
-    # For the jobs; no parameter of theirs, since another device need not compute a finished curve again.
-    os.environ[experiment.DEVICE] = chosen["device"]
-    return Plan(experiments, scorecard, **chosen)
-
-
-def _thinned(spec: Experiment, most: int) -> Experiment:
-    """An experiment of the review with at most so many of its cells, evenly spread."""
-    if spec.part != "review" or len(spec.cells) <= most:
-        return spec
-    return replace(spec, cells=tuple(spec.cells[number * len(spec.cells) // most] for number in range(most)))
-
-
-def prefer_this_python() -> None:
-    """Let the jobs' `python` be the one that runs Snakemake, also where its environment is not activated."""
-    folder = str(Path(sys.executable).parent)
-    os.environ["PATH"] = os.pathsep.join([folder, os.environ.get("PATH", "")])
-
-
-def clear_stale_locks(state: Path = Path(".snakemake")) -> None:
-    """Remove the lock of a Snakemake that was killed here, so that the next one resumes its work unasked.
-
-    Every run in this folder holds an operating-system lock, which ends with its process however that ends. Whoever
-    gets it knows that no other run is alive, and that Snakemake's own lock files are left over.
-    """
-    if fcntl is None or "--mode" in sys.argv:  # a job that some executor started, within a living run
-        return
-    try:
-        state.mkdir(exist_ok=True)
-        handle = (state / "alive").open("w")
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        for lock in (state / "locks").glob("*.lock"):
-            lock.unlink()
-    except OSError:  # another run is alive, or the file system cannot tell: Snakemake decides
-        return
-    _HELD.append(handle)
-
-
-_HELD: list[IO[str]] = []  # open for as long as this process lives
-
-
-def check_device(device: str) -> None:
-    """End the program with one line if the jobs of this machine cannot have the device, before any of them starts."""
-    if device != "cuda" or "--mode" in sys.argv or any(flag in sys.argv for flag in ("--executor", "-e")):
-        return
-    import torch
-
-    if not torch.cuda.is_available():
-        sys.exit("error: config: device: cuda was asked for, but torch finds no CUDA device; give auto or cpu")
-
-
-def check_folders(*folders: str) -> None:
-    """End the program with one line if results or figures cannot be written, before any job starts."""
-    if "--mode" in sys.argv:
-        return
-    from krum.suite import store
-
-    for key, folder in zip(("results", "figures"), folders, strict=True):
-        if not store.lets_write(store.nearest_folder(Path(folder).absolute())):
-            sys.exit(f"error: config: {key}: {folder} cannot be written to; unlock it, or give another folder")
+    fits = {
+        "results": (isinstance(chosen["results"], str) and chosen["results"], "a folder"),
+        "figures": (isinstance(chosen["figures"], str) and chosen["figures"], "a folder"),
+        "overrides": (isinstance(chosen["overrides"], Mapping), "a mapping of parameters to values"),
+        "thin": (
+            chosen["thin"] is None or (type(chosen["thin"]) is int and chosen["thin"] >= 1),
+            "how many cells of each of the review's experiments to run",
+        ),
+    }
+    for key, (fits_it, description) in fits.items():
+        if not fits_it:
+            raise InputError(f"config: {key}: found {chosen[key]!r:.60}; give {description}")
+    return chosen
 
 
 def plan_or_exit(root: str, config: Mapping[str, Any]) -> Plan:
@@ -247,3 +166,32 @@ def plan_or_exit(root: str, config: Mapping[str, Any]) -> Plan:
         return plan(Path(root), config)
     except InputError as error:
         sys.exit(f"error: {error}")
+
+
+def is_cluster_job() -> bool:
+    """Whether this Snakemake is one job of another one, which an executor has started."""
+    return "--mode" in sys.argv
+
+
+def has_job_server() -> bool:
+    """Whether jobs are forked from a server: only on Linux is forking after imports safe."""
+    return sys.platform == "linux" and not is_cluster_job()
+
+
+def prefer_this_python() -> None:
+    """Let the jobs' `python` be the one that runs Snakemake, also where its environment is not activated."""
+    folder = str(Path(sys.executable).parent)
+    os.environ["PATH"] = os.pathsep.join([folder, os.environ.get("PATH", "")])
+
+
+def check_before_start(plan: Plan) -> None:
+    """End the program with one line, before any job starts, if the device or the folders cannot be had."""
+    if is_cluster_job():
+        return
+    elsewhere = any(flag in sys.argv for flag in ("--executor", "-e"))
+    try:
+        run.pick_device("auto" if elsewhere else plan.device)
+        for folder in (plan.results, plan.figures):
+            store.check_writable(Path(folder) / "any.file")
+    except InputError as error:
+        sys.exit(f"error: config: {error}")

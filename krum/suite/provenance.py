@@ -1,72 +1,108 @@
 """What a curve depends on, as digests: the code that computes it, the libraries, the data.
 
 Snakemake does not see edits of imported modules, so the workflow hands it these digests: a curve is computed again
-when its digest changes. Comments, formatting and docstrings do not count, nor do aggregators and attacks that the
-curve does not use.
+when its digest changes. A digest covers whole folders of this package. Comments, formatting and docstrings do not
+count, nor do registered functions (rules, attacks, data sets, models, probes) that are not used.
 """
 
 import ast
 import hashlib
 import subprocess
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from krum.rules.aggregators import AGGREGATORS
 from krum.simulation.attacks import ATTACKS
 from krum.simulation.cell import Cell
+from krum.simulation.datasets import DATASETS
+from krum.simulation.models import MODELS
 from krum.suite.experiment import Probe
 from krum.suite.probes import PROBES
 
 PACKAGE = Path(__file__).resolve().parents[1]
-ENGINE = (
-    "adversary",
-    "datasets",
-    "deformations",
-    "distances",
-    "draws",
-    "full_gradient",
-    "gradients",
-    "models",
-    "recording",
-    "round",
-    "run",
-    "store",
-)
-AGGREGATION = ("aggregation", "aggregators", "distances", "kernels", "selection", "store", "theory", "vectors")
+GROUND = ("registry.py", "errors.py")
 LIBRARIES = ("numpy", "pyarrow", "scikit-learn", "torch")
-# Read when the code is, so that an edit while this process works does not pass for what it computes.
-SOURCES = {
-    (path.parent.name if path.stem == "__init__" else path.stem): path.read_text(encoding="utf-8")
-    for path in PACKAGE.glob("*/**/*.py")
+DRAWING_LIBRARIES = ("matplotlib", "pandas", "scipy")
+REGISTRIES: tuple[Mapping[str, Any], ...] = (AGGREGATORS, ATTACKS, DATASETS, MODELS, PROBES)
+FUNCTIONS = {  # of every public name
+    name: entry.function.__name__ if hasattr(entry, "function") else name.replace("-", "_")
+    for registry in REGISTRIES
+    for name, entry in registry.items()
 }
+# Read when the code is, so that an edit while this process works does not pass for what it computes.
+SOURCES = {str(path.relative_to(PACKAGE)): path.read_text(encoding="utf-8") for path in PACKAGE.rglob("*.py")}
 
 
-def code_digest(cell: Cell) -> str:
-    """sha256 over the code and the library versions that decide the cell's curve."""
-    parts = [_module(name) for name in ENGINE]
-    rules = [cell.aggregator] if cell.compare_with is None else [cell.aggregator, cell.compare_with]
-    parts += [_registered("aggregators", AGGREGATORS[name].function.__name__) for name in rules]
-    parts.append(_registered("attacks", ATTACKS[cell.attack].function.__name__))
-    parts += [f"{name} {number}" for name, number in libraries().items()]
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+@dataclass(frozen=True)
+class Statement:
+    """A statement of a module's top level."""
+
+    function: str | None  # the name of a function
+    decorated: bool
+    uses: frozenset[str]  # every name in it
+    digest: str  # of its code, without docstrings
 
 
-def probe_digest(probe: Probe) -> str:
-    """sha256 over the code and the library versions that decide the probe's rows."""
-    parts = [_module(name) for name in AGGREGATION]
-    registered = PROBES[probe.name]
-    if registered.training:
-        parts += [_module(name) for name in (*ENGINE, "attacks")]
-    parts += [_module(name) for name in registered.uses]
-    parts.append(_registered("probes", registered.function.__name__))
-    parts += [f"{name} {number}" for name, number in libraries().items()]
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+@cache
+def code_digest(measured: Cell | Probe) -> str:
+    """sha256 over the code and the library versions that decide a cell's curve or a probe's rows."""
+    if isinstance(measured, Cell):
+        used = (measured.aggregator, measured.compare_with, measured.attack, measured.dataset, measured.model)
+        functions = frozenset(FUNCTIONS[name] for name in used if name is not None)
+        parts = [sliced(functions, *GROUND, "rules", "simulation", "suite/store.py")]
+    else:
+        probe = PROBES[measured.name]
+        folders = ["rules", *(["simulation"] if probe.training or probe.uses else [])]
+        folders += ["distributed"] if probe.uses else []
+        parts = [whole(*GROUND, *folders, "suite/store.py", "suite/theory.py")]
+        parts += [sliced(frozenset([FUNCTIONS[probe.name]]), "suite/probes.py")]
+    return _digest([*parts, *(f"{name} {number}" for name, number in libraries().items())])
 
 
-def module_digest(name: str) -> str:
-    """sha256 over one module's code."""
-    return hashlib.sha256(_module(name).encode()).hexdigest()
+def drawing_digest() -> str:
+    """sha256 over the code that draws and judges, and the versions of its libraries."""
+    return _digest([whole("suite"), *(f"{name} {version(name)}" for name in DRAWING_LIBRARIES)])
+
+
+@cache
+def whole(*places: str) -> str:
+    """sha256 over all code in some files and folders of this package."""
+    return _digest(each.digest for path in _paths(places) for each in statements(SOURCES[path]))
+
+
+@cache
+def sliced(used: frozenset[str], *places: str) -> str:
+    """The same, without the registered functions that those in `used` do not need, directly or through others."""
+    return slice_digest(used, [SOURCES[path] for path in _paths(places)], FUNCTIONS.values())
+
+
+def slice_digest(used: Iterable[str], sources: Iterable[str], registered: Iterable[str]) -> str:
+    """sha256 over some modules, without the `registered` functions that those in `used` do not need."""
+    code = [statement for source in sources for statement in statements(source)]
+    needed: set[str] = set()
+    waiting = list(used)
+    while waiting:
+        if (name := waiting.pop()) not in needed:
+            needed.add(name)
+            waiting += [other for each in code if each.function == name for other in each.uses]
+    unneeded = set(registered) - needed
+    return _digest(each.digest for each in code if not (each.decorated and each.function in unneeded))
+
+
+@cache
+def statements(source: str) -> list[Statement]:
+    """The statements of a module's top level, in order."""
+    found = []
+    for node in ast.parse(source).body:
+        _drop_docstrings(node)
+        names = frozenset(each.id for each in ast.walk(node) if isinstance(each, ast.Name))
+        name, decorated = (node.name, bool(node.decorator_list)) if isinstance(node, ast.FunctionDef) else (None, False)
+        found.append(Statement(name, decorated, names, _digest([ast.dump(node)])))
+    return found
 
 
 @cache
@@ -85,34 +121,18 @@ def git_commit() -> str:
     return done.stdout.strip() if done.returncode == 0 else "unknown"
 
 
-@cache
-def _module(name: str) -> str:
-    return _dump(ast.parse(SOURCES[name]))
+def _paths(places: Iterable[str]) -> list[str]:
+    """The modules in some files and folders."""
+    return sorted(path for path in SOURCES for place in places if path == place or path.startswith(f"{place}/"))
 
 
-@cache
-def _registered(module: str, function: str, source: str | None = None) -> str:
-    """A module without the registered functions that `function` does not use, directly or through others."""
-    tree = ast.parse(SOURCES[module] if source is None else source)
-    functions = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}
-    registered = {name for name, node in functions.items() if node.decorator_list}
-    used, waiting = set(), [function]
-    while waiting:
-        name = waiting.pop()
-        if name in functions and name not in used:
-            used.add(name)
-            waiting += [node.id for node in ast.walk(functions[name]) if isinstance(node, ast.Name)]
-    tree.body = [node for node in tree.body if getattr(node, "name", None) not in registered - used]
-    return _dump(tree)
+def _digest(parts: Iterable[str]) -> str:
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
-def _dump(tree: ast.Module) -> str:
+def _drop_docstrings(tree: ast.AST) -> None:
     for node in ast.walk(tree):
-        body = getattr(node, "body", None)
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and body and _is_docstring(body[0]):
-            node.body = body[1:]
-    return ast.dump(tree)
-
-
-def _is_docstring(node: ast.stmt) -> bool:
-    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+        if isinstance(node, ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node, clean=False) is not None:
+            node.body = node.body[1:]
+        elif isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
+            node.value.value = ""
