@@ -23,7 +23,7 @@ OTHER = EXPERIMENT.replace("[average, krum, median]", "[krum, medoid]").replace(
 
 def make(folder: Path) -> Path:
     """Put it into an empty folder."""
-    for name in ("krum", "profiles"):  # with the kernels that are compiled already
+    for name in ("krum", "profiles"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("*.pyc"))
     for name in ("Snakefile", "environment.yml"):
         shutil.copy(ROOT / name, folder)
@@ -33,7 +33,7 @@ def make(folder: Path) -> Path:
     for name in ("data", "experiments"):
         (folder / name).mkdir()
     shutil.copy(ROOT / "data" / "spambase.data.gz", folder / "data")
-    for name in ("defaults", "schema"):
+    for name in ("fidelity", "schema"):
         shutil.copy(ROOT / "experiments" / f"{name}.yaml", folder / "experiments")
     (folder / "experiments" / "small.yaml").write_text(EXPERIMENT)
     (folder / "experiments" / "the-other.yaml").write_text(OTHER)

@@ -2,36 +2,30 @@
 
 import re
 import shutil
-import subprocess
-import sys
-from pathlib import Path
+from fractions import Fraction
 
 import pytest
 import yaml
 
 from krum.errors import InputError
-from krum.simulation.cell import Cell
+from krum.simulation.cell import FIELDS, PARAMETERS, Cell, make_cell
 from krum.suite import experiment, planning
 from krum.suite.experiment import EXPERIMENTS
 
 ROOT = EXPERIMENTS.parent
-
-GOOD = {
-    "title": "t",
-    "claim": "c",
-    "grid": [{"dataset": "spambase", "aggregator": "krum", "attack": "gaussian", "byzantine_fraction": 0.33}],
-    "figure": {"kind": "curves"},
-}
+SPECS = experiment.load_all()
+BLOCK = {"dataset": "spambase", "aggregator": "krum", "attack": "gaussian", "byzantine_fraction": 0.33}
+GOOD = {"title": "t", "claim": "c", "grid": [BLOCK], "figure": {"kind": "curves"}}
 
 
 @pytest.fixture
 def folder(tmp_path):
-    for name in ("defaults.yaml", "schema.yaml"):
-        shutil.copy(EXPERIMENTS / name, tmp_path)
+    shutil.copy(EXPERIMENTS / "fidelity.yaml", tmp_path)
     return tmp_path
 
 
 def write(folder, **changes):
+    """A good experiment with changes; `...` leaves a key out."""
     document = {**GOOD, **changes}
     path = folder / "mine.yaml"
     path.write_text(yaml.safe_dump({key: value for key, value in document.items() if value is not ...}))
@@ -39,255 +33,158 @@ def write(folder, **changes):
 
 
 def block(**changes):
-    return {"grid": [{key: value for key, value in {**GOOD["grid"][0], **changes}.items() if value is not ...}]}
+    return {"grid": [{key: value for key, value in {**BLOCK, **changes}.items() if value is not ...}]}
 
 
-BAD = {
-    "unknown aggregator": (block(aggregator="krun"), "grid[0]: unknown aggregator 'krun'; did you mean 'krum'?"),
-    "unknown attack": (block(attack="gausian"), "grid[0]: unknown attack 'gausian'; did you mean 'gaussian'?"),
-    "unknown data set": (block(dataset="mnits"), "unknown data set 'mnits'; did you mean 'mnist'?"),
-    "unknown model": (block(model={"name": "mpl", "hidden": [3]}), "unknown model 'mpl'; did you mean 'mlp'?"),
-    "unknown parameter": (block(bach_size=3), "grid[0]: unknown key 'bach_size'; did you mean 'batch_size'?"),
-    "unknown key": ({"titel": "x"}, "mine.yaml: unknown key 'titel'; did you mean 'title'?"),
-    "unknown figure kind": (
-        {"figure": {"kind": "curve"}},
-        "figure.kind: found 'curve'; give one of the kinds: curves, against",
-    ),
-    "unknown figure key": ({"figure": {"kind": "curves", "refrence": {}}}, "did you mean 'reference'?"),
-    "unknown reference": (
-        {"figure": {"kind": "curves", "reference": {"aggregator": "average"}}},
-        "figure.reference.aggregator: 'average' has no unattacked curve in the grid",
-    ),
-    "unknown option": (block(aggregator={"name": "multi-krum", "n": 3}), "unknown option 'n'"),
-    "option of a rule without": (block(aggregator={"name": "krum", "m": 3}), "krum: unknown option 'm'"),
-    "option out of range": (block(aggregator={"name": "multi-krum", "m": 21}), "m = 21 of n = 20"),
-    "option of wrong type": (block(aggregator={"name": "multi-krum", "m": 1.5}), "option m: found 1.5"),
-    "attack option negative": (
-        block(attack={"name": "gaussian", "standard_deviation": -1}),
-        "found -1; give a positive",
-    ),
-    "attack option not a number": (block(attack={"name": "gaussian", "standard_deviation": "big"}), "found 'big'"),
-    "attack option infinite": (block(attack={"name": "omniscient", "length": float("inf")}), "found inf"),
-    "model option missing": (block(model="mlp"), "model mlp: option hidden is missing"),
-    "hidden size zero": (block(model={"name": "mlp", "hidden": [10, 0]}), "found [10, 0]"),
-    "hidden no list": (block(model={"name": "mlp", "hidden": 10}), "found 10"),
-    "aggregator not a name": (block(aggregator=3), "grid[0].aggregator: found 3; give a name"),
-    "aggregator without name": (block(aggregator={"m": 3}), "name is missing"),
-    "workers zero": (block(workers=0), "grid[0].workers: found 0; give a positive integer number of workers"),
-    "workers negative": (block(workers=-20), "grid[0].workers: found -20"),
-    "workers a text": (block(workers="twenty"), "grid[0].workers: found 'twenty'"),
-    "workers a fraction": (block(workers=20.5), "grid[0].workers: found 20.5"),
-    "workers true": (block(workers=True), "grid[0].workers: found True"),
-    "batch zero": (block(batch_size=0), "grid[0].batch_size: found 0"),
-    "batch larger than the fold": (
-        block(batch_size=4141),
-        "batch_size 4141 is more than the training fold of spambase",
-    ),
-    "rounds zero": (block(rounds=0), "grid[0].rounds: found 0"),
-    "evaluation never": (block(evaluate_every=0), "grid[0].evaluate_every: found 0"),
-    "one fold": (block(folds=1), "grid[0].folds: found 1"),
-    "no seeds": (block(seeds=0), "grid[0].seeds: found 0"),
-    "learning rate zero": (block(learning_rate=0), "grid[0].learning_rate: found 0"),
-    "learning rate a text": (block(learning_rate="fast"), "grid[0].learning_rate: found 'fast'"),
-    "learning rate infinite": (block(learning_rate=float("inf")), "grid[0].learning_rate: found inf"),
-    "learning rate not a number": (block(learning_rate=float("nan")), "grid[0].learning_rate: found nan"),
-    "fraction negative": (block(byzantine_fraction=-0.1), "grid[0].byzantine_fraction: found -0.1"),
-    "fraction one": (block(byzantine_fraction=1), "grid[0].byzantine_fraction: found 1"),
-    "fraction a percentage": (block(byzantine_fraction="33 %"), "grid[0].byzantine_fraction: found '33 %'"),
-    "an element of a list": (block(batch_size=[3, "x"]), "grid[0].batch_size: found 'x'"),
-    "empty list": (block(batch_size=[]), "grid[0].batch_size: found an empty list"),
-    "outside the guarantee": (block(byzantine_fraction=0.45), "needs 2f + 2 < n: found n = 20, f = 9"),
-    "f outside the guarantee": (block(declared_f=9), "f at most 8, or say outside_guarantee: true"),
-    "f beyond any meaning": ({**block(declared_f=18), "outside_guarantee": True}, "n - f - 2 >= 1"),
-    "f not below n": (block(declared_f=20), "f is an integer from 0 to n - 1"),
-    "more declared than sensible": (block(declared_f=-1), "grid[0].declared_f: found -1"),
-    "outside_guarantee a text": ({"outside_guarantee": "yes, please"}, "outside_guarantee: found 'yes, please'"),
-    "no data set": (block(dataset=...), "dataset is missing"),
-    "no aggregator": (block(aggregator=...), "aggregator is missing"),
-    "no title": ({"title": ...}, "mine.yaml: title is missing"),
-    "empty title": ({"title": ""}, "title: found ''"),
-    "no grid": ({"grid": ...}, "nothing to run; give a grid of training runs, or probes"),
-    "empty grid": ({"grid": []}, "grid: found []"),
-    "grid a mapping": ({"grid": {"dataset": "mnist"}}, "grid: found"),
-    "empty block": ({"grid": [{}]}, "grid[0]: found {}"),
-    "no figure": ({"figure": ...}, "figure is missing"),
-    "number too large": (block(learning_rate=10**400), "give a number of at most 1e+30"),
-    "shared number not finite": (
-        {"parameters": {"learning_rate": float("nan")}},
-        "parameters.learning_rate: found nan",
-    ),
-    "too many folds": (block(folds=4601), "grid[0].folds: found 4601"),
-    "too few colluders": (
-        block(attack="barycentre-collusion", byzantine_fraction=0.05),
-        "attack barycentre-collusion takes at least 2 Byzantine workers; byzantine_fraction 0.05 of 20 is 1",
-    ),
-    "attack null": (block(attack=None), "grid[0].attack: found None"),
-    "a convnet on tables": (block(model="convnet"), "convnet takes square images; found 57 features"),
-    "a kernel too large": (
-        block(dataset="mnist", model={"name": "convnet", "kernel": 29}),
-        "the map is 28 wide, less than the kernel's 29",
-    ),
-    "compared with nothing": (block(compare_with="krun"), "unknown aggregator 'krun'; did you mean 'krum'?"),
-    "compared with a vector rule": (block(compare_with="median"), "must both choose by distances"),
-    "measure_gradient a text": (block(measure_gradient="please"), "grid[0].measure_gradient: found 'please'"),
-    "fidelity without a reason": ({"fidelity": {"seeds": "ours"}}, "fidelity.seeds: found 'ours'"),
-    "part unknown": ({"part": "appendix"}, "part: found 'appendix'; give paper, supplement, beyond or review"),
-    "horizon negative": (block(aggregator={"name": "1-p-krum", "horizon": -5}), "option horizon: found -5"),
-    "context as an option": (block(aggregator={"name": "1-p-krum", "coin": 0.5}), "1-p-krum: unknown option 'coin'"),
-    "compared with chance": (block(compare_with="1-p-krum"), "1-p-krum depends on chance"),
-    "no channels": (block(dataset="mnist", model={"name": "convnet", "channels": []}), "at least one convolution"),
-    "against nothing": ({"figure": {"kind": "against"}}, "figure.x is missing"),
-    "against a text": ({"figure": {"kind": "against", "x": "title"}}, "figure.x: unknown parameter 'title'"),
-    "columns unknown": ({"figure": {"kind": "curves", "columns": "atack"}}, "did you mean 'attack'?"),
-    "a kind without its probe": ({"figure": {"kind": "complexity"}}, "draws the probe 'timing'"),
-    "cells without end": (
-        block(**{name: list(range(1, 101)) for name in ("batch_size", "rounds", "seeds", "evaluate_every")}),
-        "its lists multiply to 100,000,000 combinations; give at most 100,000",
-    ),
-    "workers beyond measure": (block(workers=1e30), "grid[0].workers: found 1e+30"),
-    "seeds beyond measure": (block(seeds=10**12), "grid[0].seeds: found 1000000000000"),
-    "a model beyond measure": (block(model={"name": "mlp", "hidden": [10**9]}), "mlp has 60,000,000,002 parameters"),
-    "option beyond measure": (
-        block(attack={"name": "gaussian", "standard_deviation": 10**400}),
-        "give a number of at most 1e+30",
-    ),
-    "a probe without honest workers": (
-        {"probes": [{"name": "choices", "byzantine": 30}], "figure": {"kind": "choices"}},
-        "probes[0]: byzantine: found 30 of 20 workers",
-    ),
-    "a probe's batch beyond the data": (
-        {"probes": [{"name": "choices", "batch_size": 100_000}], "figure": {"kind": "choices"}},
-        "probes[0]: batch_size: found 100000",
-    ),
-    "a probe of too many numbers": (
-        {"probes": [{"name": "timing", "dimension": 10**14}], "figure": {"kind": "complexity"}},
-        "probes[0]: dimension: found 100,000,000,000,000",
-    ),
-    "a probe of too many processes": (
-        {"probes": [{"name": "exchange", "ranks": 100_000}], "figure": {"kind": "shards"}},
-        "probes[0]: ranks: found 100000; give at most 64",
-    ),
-    "parameters unknown": ({"parameters": {"round": 10}}, "parameters: unknown key 'round'; did you mean 'rounds'?"),
-}
-
-
-@pytest.mark.parametrize("changes, words", BAD.values(), ids=BAD)
-def test_bad_experiments(folder, changes, words, count):
-    count("bad inputs refused in one line")
-    path = write(folder, **changes)
+def refusal(path, *arguments):
     with pytest.raises(InputError) as caught:
-        experiment.load(path)
-    message = str(caught.value)
-    assert words in message
-    assert message.startswith(str(path)), "the file is named first"
-    assert "\n" not in message
-
-
-@pytest.mark.parametrize(
-    "text, words",
-    [
-        ("title: [", "not valid YAML"),
-        ("- a", "give a mapping"),
-        ("", "give a mapping"),
-        ("title: a\ntitle: b", "key 'title' is given twice"),
-        ("1: a", "key 1 is not a text"),
-        ("title: !!python/object/apply:os.system [ls]", "not valid YAML"),
-        ("title: \x00", "not valid YAML"),
-        ("[" * 3000, "not valid YAML"),
-        ("title: &a [*a]", "its aliases go round"),
-        ("a: &a {b: *a}", "its aliases go round"),
-        (
-            "a: &a [x, x]\n"
-            + "".join(
-                f"{y}: &{y} [*{x}, *{x}]\n" for x, y in zip("abcdefghijklmnopq", "bcdefghijklmnopqr", strict=True)
-            ),
-            "grow without end",
-        ),
-        ("\udcff", "not valid YAML"),
-    ],
-)
-def test_bad_files(folder, text, words, count):
-    count("bad inputs refused in one line")
-    (folder / "mine.yaml").write_bytes(text.encode("utf-8", "surrogateescape"))
-    with pytest.raises(InputError, match=re.escape(words)) as caught:
-        experiment.load(folder / "mine.yaml")
+        experiment.load(path, *arguments)
     assert "\n" not in str(caught.value)
+    return str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["data", "all", "Figure 7", "a+b", "-x"])
-def test_bad_names(folder, name):
-    path = write(folder).rename(folder / f"{name}.yaml")
-    with pytest.raises(InputError, match="the file's name names the experiment"):
-        experiment.load(path)
+BAD_PARAMETERS = [
+    ({"aggregator": "krun"}, "unknown aggregator 'krun'; did you mean 'krum'?"),
+    ({"attack": "gausian"}, "unknown attack 'gausian'; did you mean 'gaussian'?"),
+    ({"dataset": "mnits"}, "unknown data set 'mnits'; did you mean 'mnist'?"),
+    ({"model": {"name": "mpl", "hidden": [3]}}, "unknown model 'mpl'; did you mean 'mlp'?"),
+    ({"bach_size": 3}, "unknown parameter 'bach_size'; did you mean 'batch_size'?"),
+    ({"aggregator": {"name": "krum", "m": 3}}, "krum: unknown option 'm'"),
+    ({"aggregator": {"name": "multi-krum", "m": 21}}, "m = 21 of n = 20"),
+    ({"aggregator": {"name": "multi-krum", "m": 1.5}}, "option m: found 1.5"),
+    ({"aggregator": {"name": "1-p-krum", "coin": 0.5}}, "1-p-krum: unknown option 'coin'"),
+    ({"attack": {"name": "gaussian", "standard_deviation": -1}}, "found -1; give a positive"),
+    ({"attack": {"name": "gaussian", "standard_deviation": "big"}}, "found 'big'"),
+    ({"model": "mlp"}, "model mlp: option hidden is missing"),
+    ({"model": {"name": "mlp", "hidden": [10, 0]}}, "found (10, 0)"),
+    ({"model": {"name": "mlp", "hidden": [10**9]}}, "mlp has 60,000,000,002 parameters"),
+    ({"model": "convnet"}, "convnet takes square images; found 57 features"),
+    ({"dataset": "mnist", "model": {"name": "convnet", "kernel": 29}}, "the map is 28 wide, less than the kernel's 29"),
+    ({"aggregator": 3}, "aggregator: found 3; give a name"),
+    ({"aggregator": {"m": 3}}, "aggregator: name is missing"),
+    ({"attack": None}, "attack: found None"),
+    ({"dataset": ...}, "dataset is missing"),
+    ({"aggregator": ...}, "aggregator is missing"),
+    *(({"workers": value}, f"workers: found {value!r}; give an integer, at least 1") for value in (0, -2, "x", 20.5)),
+    ({"workers": True}, "workers: found True"),
+    ({"workers": 1e30}, "workers: found 1e+30"),
+    ({"batch_size": 4141}, "batch_size: found 4141, more than the training fold of spambase holds; give at most 4140"),
+    ({"folds": 1}, "folds: found 1"),
+    ({"learning_rate": 0}, "learning_rate: found 0; give a number, above 0"),
+    ({"learning_rate": "fast"}, "learning_rate: found 'fast'"),
+    ({"byzantine_fraction": 1}, "byzantine_fraction: found 1"),
+    ({"byzantine_fraction": "33 %"}, "byzantine_fraction: found '33 %'"),
+    ({"batch_size": [3, "x"]}, "batch_size: found 'x'"),
+    ({"batch_size": []}, "batch_size: found an empty list"),
+    ({"byzantine_fraction": 0.45}, "needs 2f + 2 < n: found n = 20, f = 9"),
+    ({"declared_f": 9}, "f at most 8, or say outside_guarantee: true"),
+    ({"declared_f": 20}, "f is an integer from 0 to n - 1"),
+    ({"attack": "barycentre-collusion", "byzantine_fraction": 0.05}, "takes at least 2 Byzantine workers"),
+    ({"fault_rate": 0.3}, "fault_rate: found 0.3 beside byzantine_fraction 0.33"),
+    ({"fault_rate": 0.3, "byzantine_fraction": 0, "attack": "stale"}, "several rounds; give another attack"),
+    ({"points": 10}, "spambase holds no images to deform"),
+    ({"compare_with": "median"}, "must both choose by distances"),
+    ({"compare_with": "1-p-krum"}, "1-p-krum depends on chance"),
+    ({"measure_gradient": "please"}, "measure_gradient: found 'please'"),
+    ({name: list(range(1, 101)) for name in ("batch_size", "rounds", "seeds")}, "multiply to 1,000,000 combinations"),
+]
+BAD_DOCUMENTS = [
+    ({"titel": "x"}, "unknown key 'titel'; did you mean 'title'?"),
+    ({"title": ...}, "title is missing"),
+    ({"title": ""}, "title: found ''"),
+    ({"grid": ...}, "nothing to run; give a grid of training runs, or probes"),
+    ({"grid": []}, "grid: found []"),
+    ({"grid": {"dataset": "mnist"}}, "grid: found"),
+    ({"grid": [{}]}, "grid[0]: found {}"),
+    ({"figure": ...}, "figure is missing"),
+    ({"figure": {"kind": "curves", "reference": {"aggregator": "average"}}}, "'average' has no unattacked curve"),
+    ({"parameters": {"round": 10}}, "parameters: unknown parameter 'round'; did you mean 'rounds'?"),
+    ({"fidelity": {"seeds": "ours"}}, "fidelity.seeds: found 'ours'"),
+    ({"part": "appendix"}, "part: found 'appendix'; give paper, supplement, beyond or review"),
+    ({"outside_guarantee": "yes, please"}, "outside_guarantee: found 'yes, please'"),
+    ({**block(declared_f=18), "outside_guarantee": True}, "n - f - 2 >= 1"),
+    ({"probes": [{"name": "plain"}]}, "probes[0]: unknown probe 'plain'; did you mean 'plane'?"),
+    ({"probes": [{"workers": 3}]}, "probes[0]: name is missing"),
+    ({"probes": [{"name": "plane", "seeds": 0}]}, "probes[0]: seeds: found 0"),
+    ({"probes": [{"name": "choices", "byzantine": 30}]}, "probes[0]: byzantine: found 30 of 20 workers"),
+    ({"probes": [{"name": "timing", "dimension": 10**14}]}, "probes[0]: dimension: found 100,000,000,000,000"),
+]
+BAD_TEXTS = [
+    ("title: [", "not valid YAML"),
+    ("- a", "give a mapping"),
+    ("title: a\ntitle: b", "key 'title' is given twice"),
+    ("1: a", "key 1 is not a text"),
+    ("title: !!python/object/apply:os.system [ls]", "not valid YAML"),
+    ("[" * 3000, "not valid YAML"),
+    ("a: .nan", "found the number .nan; give one of at most 1e+30"),
+    ("a: 1" + "0" * 40, "give one of at most 1e+30"),
+    ("\udcff", "not valid YAML"),
+]
 
 
-def test_missing_file(folder):
-    with pytest.raises(InputError, match="cannot be read"):
-        experiment.load(folder / "none.yaml")
+def test_bad_experiments_are_refused_in_one_line_that_names_the_file(folder, count):
+    for changes, words in BAD_PARAMETERS:
+        message = refusal(path := write(folder, **block(**changes)))
+        assert message.startswith(f"{path}: grid[0]: ") and words in message
+    for changes, words in BAD_DOCUMENTS:
+        message = refusal(write(folder, **changes))
+        assert message.startswith(f"{path}: ") and words in message
+    for text, words in BAD_TEXTS:
+        path.write_bytes(text.encode("utf-8", "surrogateescape"))
+        assert words in refusal(path)
+    for name in ("data", "all", "Figure 7", "a+b", "-x"):
+        assert "the file's name names the experiment" in refusal(write(folder).rename(folder / f"{name}.yaml"))
+    assert "cannot be read" in refusal(folder / "none.yaml")
+    assert "overrides: unknown parameter 'round'" in refusal(write(folder), {"round": 3})
+    count("bad inputs refused in one line", len(BAD_PARAMETERS) + len(BAD_DOCUMENTS) + len(BAD_TEXTS) + 7)
 
 
-def test_bad_overrides(folder):
-    with pytest.raises(InputError, match="overrides: unknown key 'round'"):
-        experiment.load(write(folder), {"round": 3})
-
-
-@pytest.mark.parametrize(
-    "config, words",
-    [
+def test_bad_configuration_is_refused(count):
+    cases = [
         ({"devise": "cpu"}, "unknown key 'devise'; did you mean 'device'?"),
         ({"device": "gpu"}, "unknown device 'gpu'"),
         ({"results": 3}, "results: found 3; give a folder"),
         ({"overrides": {"rounds": -1}}, "overrides: rounds: found -1"),
-        ({"overrides": "rounds"}, "overrides: found 'rounds'"),
         ({"overrides": None}, "overrides: found None; give a mapping"),
-        ({"thin": 0}, "thin: found 0"),
         ({"thin": True}, "thin: found True"),
         ({"figures": ""}, "figures: found ''; give a folder"),
-    ],
-)
-def test_bad_configuration(config, words, count):
-    count("bad inputs refused in one line")
-    with pytest.raises(InputError) as caught:
-        planning.plan(ROOT, config)
-    assert words in str(caught.value)
-
-
-def test_a_bad_experiment_stops_snakemake_with_one_line_before_any_job(tmp_path):
-    for name in ("Snakefile", "environment.yml", "profiles", "krum", "experiments"):
-        (tmp_path / name).symlink_to(ROOT / name)
-    (tmp_path / "experiments").unlink()
-    shutil.copytree(EXPERIMENTS, tmp_path / "experiments")
-    write(tmp_path / "experiments", **block(aggregator="krun"))
-    done = subprocess.run(
-        [sys.executable, "-m", "snakemake", "--cores", "1", "--quiet", "all"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode != 0
-    assert "unknown aggregator 'krun'; did you mean 'krum'?" in done.stderr
-    assert "Traceback" not in done.stderr
-    assert not (tmp_path / "results").exists() and not (tmp_path / "data").exists()
+    ]
+    for config, words in cases:
+        with pytest.raises(InputError, match=re.escape(words)):
+            planning.plan(ROOT, config)
+    count("bad inputs refused in one line", len(cases))
 
 
 # --------------------------------------------------------------------------------------------------- what is allowed
 
 
+def test_every_field_of_a_cell_says_what_it_is():
+    assert all(FIELDS[name].metadata["description"] for name in PARAMETERS)
+    assert set(FIELDS) - set(PARAMETERS) == {"byzantine", "model_options", "aggregator_options", "attack_options"}
+
+
+def test_defaults_are_the_fields_and_the_data_sets(folder):
+    cell = make_cell({"dataset": "mnist", "aggregator": "krum"})
+    assert (cell.workers, cell.batch_size, cell.learning_rate, cell.rounds, cell.seeds) == (20, 3, 0.1, 500, 10)
+    assert (cell.model, dict(cell.model_options)) == ("mlp", {"hidden": (100,)})
+    assert dict(make_cell({"dataset": "spambase", "aggregator": "krum"}).model_options) == {"hidden": (100, 100)}
+
+
 def test_outside_guarantee_is_allowed_where_the_experiment_says_so_and_marked(folder):
     (cell,) = experiment.load(write(folder, **block(byzantine_fraction=0.45), outside_guarantee=True)).cells
-    assert cell.byzantine == cell.declared_f == 9
-    assert cell.outside_guarantee
+    assert cell.byzantine == cell.declared_f == 9 and cell.outside_guarantee
     (inside,) = experiment.load(write(folder)).cells
     assert not inside.outside_guarantee
 
 
-@pytest.mark.parametrize("fraction, workers, count", [(0.33, 20, 6), (0.45, 20, 9), (0.29, 100, 29), (0.15, 20, 3)])
-def test_counts_are_floors_of_the_decimal_fraction(folder, fraction, workers, count):
-    changes = block(byzantine_fraction=fraction, workers=workers, aggregator="average")
-    assert experiment.load(write(folder, **changes)).cells[0].byzantine == count
+def test_counts_are_floors_of_the_decimal_fraction():
+    for percent in range(100):
+        for workers in (20, 100):
+            parameters = {**BLOCK, "aggregator": "average", "workers": workers, "byzantine_fraction": percent / 100}
+            assert make_cell(parameters).byzantine == int(Fraction(percent, 100) * workers)
 
 
-def test_attack_none_has_no_byzantine_workers_and_declared_f_is_the_most_of_the_experiment(folder):
+def test_declared_f_is_the_most_of_the_experiment(folder):
     cells = experiment.load(write(folder, **block(attack=["none", "gaussian"]))).cells
     assert [(cell.attack, cell.byzantine, cell.byzantine_fraction, cell.declared_f) for cell in cells] == [
         ("none", 0, 0.0, 6),
@@ -295,95 +192,75 @@ def test_attack_none_has_no_byzantine_workers_and_declared_f_is_the_most_of_the_
     ]
 
 
-def test_lists_are_products_without_repetitions(folder):
-    cells = experiment.load(
-        write(folder, **block(batch_size=[3, 3, 5], attack=["none", "gaussian"], seeds=[1, 2]))
-    ).cells
-    assert len(cells) == 8
+def test_lists_are_products_without_repetitions_and_overrides_win(folder):
+    path = write(folder, **block(batch_size=[3, 3, 5], attack=["none", "gaussian"], seeds=[1, 2]))
+    assert len(experiment.load(path).cells) == 8
+    assert {cell.seeds for cell in experiment.load(path, {"seeds": 4}).cells} == {4}
 
 
-def test_scientific_notation_is_a_number(folder):
-    path = write(folder)
-    path.write_text(path.read_text().replace("byzantine_fraction:", "learning_rate: 1e-2\n  byzantine_fraction:"))
-    assert experiment.load(path).cells[0].learning_rate == 0.01
-
-
-def test_a_whole_number_may_be_written_with_a_point(folder):
-    path = write(folder, **block(workers=20.0, rounds=5.0))
+def test_numbers_may_be_written_in_several_ways(folder):
+    path = write(folder, **block(workers=20.0))
+    path.write_text(path.read_text().replace("byzantine_fraction:", "learning_rate: 1e-1\n  byzantine_fraction:"))
     (cell,) = experiment.load(path).cells
-    assert (cell.workers, cell.rounds) == (20, 5)
-    assert isinstance(cell.workers, int)
-    (plain,) = experiment.load(write(folder, **block(workers=20, rounds=5))).cells
-    assert cell.slug == plain.slug
+    assert isinstance(cell.workers, int) and cell.learning_rate == 0.1
+    assert cell.slug == experiment.load(write(folder)).cells[0].slug
 
 
-def test_cells_survive_their_text():
-    for spec in experiment.load_all().values():
-        for cell in spec.cells:
-            assert Cell.from_json(cell.to_json()) == cell
+def test_cells_and_probes_survive_their_text():
+    for spec in SPECS.values():
+        assert all(Cell.from_json(cell.to_json()) == cell for cell in spec.cells)
+        assert all(experiment.Probe.from_json(probe.to_json()) == probe for probe in spec.probes)
 
 
-def test_the_papers_figures():
-    """Figures 4 and 6 as the paper has them, and the cells that they share exist once."""
-    specs = experiment.load_all()
-    figure4, figure6 = specs["figure4"].cells, specs["figure6"].cells
+def test_names_of_results_stay():
+    """A cell's file name is a hash of all of it: whoever changes a field renames every result, and should know."""
+    assert {cell.slug for cell in SPECS["figure4"].cells} >= KNOWN_SLUGS
+
+
+KNOWN_SLUGS = {'spambase_krum_none_deef1d7e9f', 'spambase_krum_6-gaussian_2cd197fb67'}
+
+
+def test_thinning_takes_evenly_from_the_review_alone():
+    assert experiment.thinned(SPECS["figure4"], 2) is SPECS["figure4"]
+    thin = experiment.thinned(SPECS["applications"], 6)
+    assert len(thin.cells) == 6 and set(thin.cells) < set(SPECS["applications"].cells)
+
+
+def test_figures_4_and_6_are_the_papers():
+    figure4, figure6 = SPECS["figure4"].cells, SPECS["figure6"].cells
     for cell in figure4 + figure6:
         assert (cell.workers, cell.batch_size, cell.rounds, cell.seeds, cell.folds) == (20, 3, 500, 10, 10)
-        assert (cell.attack, cell.byzantine) in [("none", 0), ("gaussian", 6)]
-        assert cell.declared_f == 6
-        assert dict(cell.model_options) == {"hidden": (100, 100) if cell.dataset == "spambase" else (100,)}
+        assert (cell.attack, cell.byzantine) in [("none", 0), ("gaussian", 6)] and cell.declared_f == 6
+    datasets = ("spambase", "mnist")
     assert {(c.dataset, c.aggregator, c.byzantine) for c in figure4} == {
-        (d, a, f) for d in ("spambase", "mnist") for a in ("average", "krum") for f in (0, 6)
+        (d, a, f) for d in datasets for a in ("average", "krum") for f in (0, 6)
     }
-    assert {(c.dataset, c.aggregator, c.byzantine) for c in figure6} == {
-        (d, a, f)
-        for d in ("spambase", "mnist")
-        for a, f in [("average", 0), ("krum", 0), ("krum", 6), ("multi-krum", 0), ("multi-krum", 6)]
-    }
-    plan = planning.plan(ROOT, {})
-    assert len(set(figure4) | set(figure6)) == 12
-    assert len(plan.cells) == len({cell for spec in specs.values() for cell in spec.cells})
+    rules = [("average", 0), ("krum", 0), ("krum", 6), ("multi-krum", 0), ("multi-krum", 6)]
+    assert {(c.dataset, c.aggregator, c.byzantine) for c in figure6} == {(d, *rule) for d in datasets for rule in rules}
+    assert len(set(figure4) | set(figure6)) == 12, "shared cells exist once"
 
 
 def test_figure_5_is_the_papers_and_has_a_variant_within_the_theorem():
-    cells = experiment.load_all()["figure5"].cells
+    cells = SPECS["figure5"].cells
+    papers = [cell for cell in cells if cell.workers == 20]
     for dataset in ("spambase", "mnist"):
         for aggregator in ("average", "krum"):
             for byzantine in (0, 9):
-                own = [
-                    cell
-                    for cell in cells
-                    if (cell.dataset, cell.aggregator, cell.byzantine) == (dataset, aggregator, byzantine)
-                ]
-                own = [cell for cell in own if cell.workers == 20]
-                assert sorted(cell.batch_size for cell in own) == [3, 5, 10, 20, 30, 50, 100]
-                assert all(cell.rounds == 500 and (cell.declared_f == 9 or aggregator == "average") for cell in own)
-                assert all(cell.outside_guarantee == (aggregator == "krum") for cell in own)
+                key = (dataset, aggregator, byzantine)
+                chosen = [cell for cell in papers if (cell.dataset, cell.aggregator, cell.byzantine) == key]
+                assert sorted(cell.batch_size for cell in chosen) == [3, 5, 10, 20, 30, 50, 100]
+                assert all(cell.outside_guarantee == (aggregator == "krum") for cell in chosen)
     variant = [cell for cell in cells if cell.workers == 40]
     assert variant and all(cell.byzantine == cell.declared_f == 18 and not cell.outside_guarantee for cell in variant)
 
 
 def test_the_other_experiments_hold_what_they_are_for():
-    specs = experiment.load_all()
-    variants = {(c.dataset, c.aggregator, c.attack) for c in specs["variants"].cells}
     rules = ("average", "krum", "multi-krum", "medoid", "1-p-krum", "geometric-median")
-    assert variants == {
+    assert {(c.dataset, c.aggregator, c.attack) for c in SPECS["variants"].cells} == {
         (d, a, t) for d in ("spambase", "mnist") for a in rules for t in ("none", "gaussian", "omniscient")
     }
-    assert {c.learning_rate for c in specs["sensitivity"].cells} == {0.03, 0.1, 0.3}
-    assert {c.dataset for c in specs["sensitivity"].cells} == {"spambase", "spambase-log", "mnist"}
-    kappas = {dict(c.attack_options)["scale"] for c in specs["implementations"].cells if c.attack == "sign-flip"}
-    assert min(kappas) == 0.1 and max(kappas) == 100
-    assert len({c.aggregator for c in specs["implementations"].cells}) == 5
-    assert {c.batch_size for c in specs["figure3"].cells if c.measure_gradient} == {3, 20, 100}
-    assert {c.model for c in specs["convnet"].cells} == {"convnet"}
-    for spec in specs.values():
+    assert {c.learning_rate for c in SPECS["sensitivity"].cells} == {0.03, 0.1, 0.3}
+    assert len({c.aggregator for c in SPECS["implementations"].cells}) == 5
+    assert {c.batch_size for c in SPECS["figure3"].cells if c.measure_gradient} == {3, 20, 100}
+    for spec in SPECS.values():
         assert spec.part == "review" or {cell.seeds for cell in spec.cells} <= {10}, "ten seeds, one per fold"
-        assert {cell.seeds for cell in spec.cells} <= {10} or "time" in spec.fidelity["seeds"]
-
-
-def test_every_experiment_file_is_described():
-    assert Path(EXPERIMENTS / "schema.yaml").is_file()
-    schema = yaml.safe_load((EXPERIMENTS / "schema.yaml").read_text())
-    for name, entry in schema["$defs"]["parameters"]["properties"].items():
-        assert "description" in entry or "$ref" in entry, name

@@ -127,7 +127,7 @@ SWEPT = [
 
 @pytest.mark.parametrize("swept", SWEPT)
 def test_whatever_is_swept_gives_curves_with_labels_of_their_own(swept, tmp_path):
-    for name in ("defaults.yaml", "schema.yaml"):
+    for name in ("fidelity.yaml", "schema.yaml"):
         shutil.copy(experiment.EXPERIMENTS / name, tmp_path)
     lines = {"aggregator": "aggregator: krum", "attack": "attack: gaussian", swept.partition(":")[0]: swept}
     path = tmp_path / "sweep.yaml"
@@ -180,7 +180,7 @@ def test_figure5_says_where_it_lies_outside_the_theorem():
 
 
 def test_a_wide_sweep_goes_on_below(tmp_path):
-    for name in ("defaults.yaml", "schema.yaml"):
+    for name in ("fidelity.yaml", "schema.yaml"):
         shutil.copy(experiment.EXPERIMENTS / name, tmp_path)
     path = tmp_path / "wide.yaml"
     path.write_text(

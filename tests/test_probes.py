@@ -91,7 +91,7 @@ def test_choices_are_those_of_a_loop_over_explicit_vectors():
 
     rounds, f = 3, 6
     found = probes.choices(1, rounds=rounds, declared_f=f)
-    cell = experiment.one_cell({"dataset": "spambase", "aggregator": "krum", "declared_f": f})
+    cell = make_cell({"dataset": "spambase", "aggregator": "krum", "declared_f": f})
     state = start(cell, datasets.load("spambase"), seeds=[1], dtype=torch.float64)
     by_length, by_distance, ratios = [], [], []
     for _ in range(rounds):

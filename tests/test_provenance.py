@@ -2,7 +2,7 @@
 
 from krum.suite import provenance
 
-SOURCE = '''
+RULES = '''
 """Module."""
 FACTOR = 2
 
@@ -19,48 +19,50 @@ def two(x):
 def three(x):
     return x
 
+@cached
 def helper(x):
     return x
 '''
+OTHERS = "@rule()\ndef four(x):\n    return two(x)\n"
+NAMES = ("one", "two", "three", "four")
 
 
-def digest(source, function):
-    return provenance._registered("any", function, source)
+def digest(name, rules=RULES):
+    return provenance.slice_digest([name], [rules, OTHERS], NAMES)
 
 
-def changed(before, after):
-    assert before in SOURCE
-    edited = SOURCE.replace(before, after)
-    return {name for name in ("one", "two", "three") if digest(SOURCE, name) != digest(edited, name)}
+def changed(before, after, source=RULES):
+    assert before in source
+    return {name for name in NAMES if digest(name, source) != digest(name, source.replace(before, after))}
 
 
 def test_editing_a_rule_touches_it_and_those_that_call_it():
-    assert changed("FACTOR * helper", "FACTOR + helper") == {"one", "two"}
-    assert changed("one(x) + 1", "one(x) + 2") == {"two"}
+    assert changed("FACTOR * helper", "FACTOR + helper") == {"one", "two", "four"}
+    assert changed("one(x) + 1", "one(x) + 2") == {"two", "four"}
     assert changed("def three(x):\n    return x", "def three(x):\n    return -x") == {"three"}
 
 
 def test_editing_what_all_share_touches_all():
-    assert changed("FACTOR = 2", "FACTOR = 3") == {"one", "two", "three"}
+    assert changed("FACTOR = 2", "FACTOR = 3") == set(NAMES)
+    assert changed("def helper(x):\n    return x", "def helper(x):\n    return -x") == set(NAMES), "decorated or not"
 
 
 def test_what_a_helper_calls_counts():
-    calling = SOURCE.replace("def helper(x):\n    return x", "def helper(x):\n    return three(x)")
-    edited = calling.replace("def three(x):\n    return x", "def three(x):\n    return -x")
-    assert digest(calling, "one") != digest(edited, "one")
+    calling = RULES.replace("def helper(x):\n    return x", "def helper(x):\n    return three(x)")
+    assert "one" in changed("def three(x):\n    return x", "def three(x):\n    return -x", calling)
 
 
-def test_words_do_not_count():
+def test_words_do_not_count_nor_do_rules_that_are_added():
     assert changed('"""First."""', '"""Primus."""') == set()
+    assert changed('"""First."""\n    return', "return") == set()
     assert changed("FACTOR = 2", "FACTOR = 2  # twice") == set()
-
-
-def test_adding_a_rule_touches_none():
-    assert changed("def helper", "@rule()\ndef four(x):\n    return x\n\ndef helper") == set()
+    added = RULES.replace("@cached", "@rule()\ndef five(x):\n    return x\n\n@cached")
+    assert provenance.slice_digest(["one"], [added], [*NAMES, "five"]) == provenance.slice_digest(["one"], [RULES], NAMES)
 
 
 def test_cells_of_one_rule_share_a_digest_and_rules_do_not(make_cell):
     assert provenance.code_digest(make_cell()) == provenance.code_digest(make_cell(batch_size=1))
-    different = {provenance.code_digest(make_cell(aggregator=name)) for name in ("krum", "average", "medoid")}
+    different = {provenance.code_digest(make_cell(aggregator=name)) for name in ("krum", "average", "1-p-krum")}
     assert len(different) == 3
     assert provenance.code_digest(make_cell()) != provenance.code_digest(make_cell(attack="gaussian"))
+    assert provenance.code_digest(make_cell()) != provenance.code_digest(make_cell(compare_with="medoid"))

@@ -45,12 +45,12 @@ class Cell:
     A field without further words follows from the parameters beside it.
     """
 
-    dataset: str = parameter("the name of a data set, such as spambase")
-    model: str = parameter("the name of a model, by default the data set's own")
+    dataset: str = parameter("a data set, such as spambase")
+    model: str = parameter("a model, by default the data set's own")
     model_options: Options
-    aggregator: str = parameter("the name of a rule, such as krum")
+    aggregator: str = parameter("a rule, such as krum")
     aggregator_options: Options
-    attack: str = parameter("the name of an attack or a fault", "none")
+    attack: str = parameter("an attack or a fault", "none")
     attack_options: Options
     workers: int = parameter("how many workers send a vector in each round", 20, least=1, most=10_000)
     byzantine: int
@@ -77,7 +77,7 @@ class Cell:
         most=0.5,
     )
     points: int = parameter(
-        "how many distinct training points there are, deformed images made as they are drawn; 0 for the training fold",
+        "how many distinct training points there are, deformed images made as they are drawn; 0 for the fold itself",
         0,
         least=0,
         most=10**15,
@@ -87,7 +87,7 @@ class Cell:
     folds: int = parameter("how many cross-validation folds there are", 10, least=2, most=1000)
     seeds: int = parameter("how many seeds are run; each holds out one fold in turn", 10, least=1, most=10_000)
     compare_with: str | None = parameter(
-        "the name of a rule whose choice from the same vectors is compared in every round", None
+        "a rule whose choice from the same vectors is compared in every round", None
     )
     measure_gradient: bool = parameter(
         "whether the norm and the noise of the gradient are measured at every evaluation", False
@@ -262,11 +262,11 @@ def _check_attack(cell: Cell) -> None:
             f"fault_rate: found {cell.fault_rate:g} beside {share}; give one of them: workers that misbehave now and "
             f"then, or Byzantine ones that always do"
         )
-    if cell.fault_rate and (least > 1 or lasting):
+    if cell.fault_rate and (attack.least > 1 or attack.lasting):
         raise InputError(f"fault_rate: {cell.attack} takes several workers or several rounds; give another attack")
-    if 0 < cell.byzantine < least:
+    if 0 < cell.byzantine < attack.least:
         raise InputError(
-            f"attack {cell.attack} takes at least {least} Byzantine workers; "
+            f"attack {cell.attack} takes at least {attack.least} Byzantine workers; "
             f"{share} of {cell.workers} is {cell.byzantine}"
         )
 
