@@ -41,7 +41,7 @@ def rows_of(spec, seeds=3):
         if probes.PROBES[probe.name].training:
             options["rounds"] = 5
         for seed in range(2):
-            for row in probes.PROBES[probe.name].function(seed, **options):
+            for row in probes.run_probe(probe.name, seed, options):
                 asked = {name: value for name, value in probe.options if name in row}
                 rows.append({"measurement": probe.name, "seed": seed, **row, **asked})
     return pd.DataFrame(rows)

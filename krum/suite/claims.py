@@ -54,9 +54,8 @@ class Claim:
     of: Selection = field(default_factory=dict)
     minus: Selection | None = None
     over: Selection | None = None
-    at: str | int = (
-        "last"  # last, first, mean (without the first), least, greatest over the recorded rounds; or a round
-    )
+    # last, first, mean (without the first), least, greatest over the recorded rounds; or a round
+    at: str | int = "last"
     minus_at: str | int = "last"  # the same for `minus`
     measurement: str = store.TRAINING  # or the name of a probe
     slope: str | None = None  # a column: the quantity is the exponent of a power of it

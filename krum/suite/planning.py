@@ -88,7 +88,7 @@ class Plan:
 
     def threads(self, probe: str, cores: int) -> int:
         """All cores for a probe that measures time, which nothing may disturb; one for the others."""
-        return cores if probes.PROBES[self.probes[probe].name].alone else 1
+        return cores if probes.PROBES[self.probes[probe].name].exclusive else 1
 
     @property
     def captions(self) -> dict[str, str]:
