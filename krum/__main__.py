@@ -22,9 +22,9 @@ from krum.errors import InputError
 from krum.simulation import datasets, run
 from krum.simulation.cell import Cell
 from krum.suite import claims as scorecards
-from krum.suite import experiment, planning, probes, provenance, report, store
+from krum.suite import experiment, figures, planning, probes, provenance, report, store
 from krum.suite import fidelity as fidelity_page
-from krum.suite.experiment import Probe
+from krum.suite.probes import Probe
 
 REPEATS = {  # how far the same cell gives the same curve again
     "cpu": "to the byte, on this machine with these libraries",
@@ -199,10 +199,8 @@ def figure(
     output: Annotated[Path, "the figure's path without .png or .pdf"],
 ) -> None:
     """Draw an experiment's figure, from its results alone."""
-    from krum.suite.figures import drawing
-
     rows, metadata = _results(results)
-    for path in drawing.save(drawing.draw(rows, metadata["experiment"]), output, store.file_digest(results)):
+    for path in figures.save(figures.draw(rows, metadata["experiment"]), output, store.file_digest(results)):
         print(path)
 
 

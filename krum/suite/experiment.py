@@ -5,25 +5,23 @@ the product of its lists. What a block leaves out comes from the experiment's ow
 of `krum.simulation.cell.Cell`. A cell is one curve: one combination, with all its seeds.
 """
 
-import hashlib
 import itertools
-import json
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import jsonschema
 import yaml
 
 from krum.errors import InputError, unknown
 from krum.registry import LARGEST, check_options, lookup
-from krum.simulation.cell import FIELDS, Cell, Options, byzantine_count, checked, complete, frozen, make_cell
-from krum.suite import probes
-from krum.suite.figures import check as figures
+from krum.simulation.cell import FIELDS, Cell, byzantine_count, checked, complete, frozen, make_cell
+from krum.suite import figures, probes
+from krum.suite.probes import Probe
 
 EXPERIMENTS = Path(__file__).resolve().parents[2] / "experiments"
 NOT_EXPERIMENTS = ("claims", "fidelity", "schema")
@@ -33,42 +31,6 @@ RESERVED = (
     *("review_scorecard", "scorecard"),
 )
 MOST_CELLS = 100_000  # of a block
-
-
-@dataclass(frozen=True)
-class Probe:
-    """A measurement that is no training run, see `krum.suite.probes`: everything that decides its rows."""
-
-    name: str
-    options: Options
-    seeds: int
-
-    def to_json(self) -> str:
-        """The canonical text of the probe; `Probe.from_json` reads it back."""
-        return json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))
-
-    @classmethod
-    def from_json(cls, text: str) -> Self:
-        """The probe that `to_json` wrote. Raises InputError where it is none."""
-        try:
-            values = json.loads(text)
-            probe = cls(**{**values, "options": frozen(dict(values["options"]))})
-        except (ValueError, TypeError, KeyError, RecursionError) as error:
-            raise InputError(f"not a probe ({type(error).__name__}: {error})") from None
-        check_options(probe.name, lookup(probes.PROBES, probe.name, "probe").function, dict(probe.options))
-        return replace(probe, seeds=checked("seeds", probe.seeds))
-
-    @property
-    def dataset(self) -> str | None:
-        """The data set that it trains on, if any."""
-        if not probes.PROBES[self.name].training:
-            return None
-        return probes.all_options(self.name, dict(self.options))["dataset"]
-
-    @property
-    def slug(self) -> str:
-        """A file name for people, made unique by a hash of the canonical text."""
-        return f"{self.name}_{hashlib.sha256(self.to_json().encode()).hexdigest()[:10]}"
 
 
 @dataclass(frozen=True)
@@ -123,7 +85,7 @@ def load(path: Path | str, overrides: Mapping[str, Any] | None = None) -> Experi
     ]
     if not cells and not measured:
         raise InputError(f"{path}: nothing to run; give a grid of training runs, or probes")
-    _check_figure(path, document["figure"], cells, measured)
+    figures.check(f"{path}: figure", document["figure"], cells, {probe.name for probe in measured})
     return Experiment(
         name=path.stem,
         title=document["title"],
@@ -206,17 +168,6 @@ def _probe(where: str, values: Mapping[str, Any]) -> Probe:
     except InputError as error:
         raise InputError(f"{where}: {error}") from None
     return Probe(name, frozen(options), seeds)
-
-
-def _check_figure(path: Path, figure: Mapping[str, Any], cells: list[Cell], measured: list[Probe]) -> None:
-    figures.check(f"{path}: figure", figure, cells, {probe.name for probe in measured})
-    reference = figure.get("reference", {}).get("aggregator")
-    unattacked = {cell.aggregator for cell in cells if not cell.byzantine}
-    if reference is not None and reference not in unattacked:
-        raise InputError(
-            f"{path}: figure.reference.aggregator: {reference!r} has no unattacked curve in the grid; "
-            f"give one that has ({', '.join(sorted(unattacked)) or 'none has'})"
-        )
 
 
 # --------------------------------------------------------------------------------------------------- reading the files

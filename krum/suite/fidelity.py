@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from krum.simulation.cell import FIELDS, NAMED, OPTIONS, PARAMETERS, Cell
-from krum.suite.experiment import Experiment, Probe, general_fidelity
+from krum.suite.experiment import Experiment, general_fidelity
+from krum.suite.probes import Probe
 from krum.suite.report import in_order
 
 

@@ -14,7 +14,8 @@ from krum.simulation import run
 from krum.simulation.cell import Cell
 from krum.suite import claims, experiment, probes, provenance, store
 from krum.suite.claims import Claim
-from krum.suite.experiment import Experiment, Probe
+from krum.suite.experiment import Experiment
+from krum.suite.probes import Probe
 
 CATEGORIES = {
     "paper": "2. The paper's figures",

@@ -7,12 +7,14 @@ multiply. To add a probe, write one function here. Its return type says what a r
 be checked before there are any.
 """
 
+import hashlib
 import inspect
+import json
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from typing import Any, TypedDict, get_args, get_type_hints
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Self, TypedDict, get_args, get_type_hints
 
 import numpy as np
 import torch
@@ -23,11 +25,11 @@ from krum.distributed.communication import measure as measure_exchange
 from krum.distributed.split import cell as split_cell
 from krum.distributed.split import train as train_split
 from krum.errors import InputError
-from krum.registry import kebab, lookup
+from krum.registry import check_options, kebab, lookup
 from krum.rules import distances
 from krum.rules.aggregators import AGGREGATORS
 from krum.simulation import datasets
-from krum.simulation.cell import make_cell
+from krum.simulation.cell import Options, checked, frozen, make_cell
 from krum.simulation.datasets import DATASETS
 from krum.simulation.round import descend, send, start, weigh
 from krum.simulation.run import one_thread, simulate
@@ -96,6 +98,42 @@ def all_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
 def check(name: str, options: Mapping[str, Any]) -> None:
     """Refuse options that fit each other badly, before anything runs: InputError."""
     PROBES[name].check(**all_options(name, options))
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A measurement that is no training run, and everything that decides its rows."""
+
+    name: str
+    options: Options
+    seeds: int
+
+    def to_json(self) -> str:
+        """The canonical text of the probe; `Probe.from_json` reads it back."""
+        return json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """The probe that `to_json` wrote. Raises InputError where it is none."""
+        try:
+            values = json.loads(text)
+            probe = cls(**{**values, "options": frozen(dict(values["options"]))})
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
+            raise InputError(f"not a probe ({type(error).__name__}: {error})") from None
+        check_options(probe.name, lookup(PROBES, probe.name, "probe").function, dict(probe.options))
+        return replace(probe, seeds=checked("seeds", probe.seeds))
+
+    @property
+    def dataset(self) -> str | None:
+        """The data set that it trains on, if any."""
+        if not PROBES[self.name].training:
+            return None
+        return all_options(self.name, dict(self.options))["dataset"]
+
+    @property
+    def slug(self) -> str:
+        """A file name for people, made unique by a hash of the canonical text."""
+        return f"{self.name}_{hashlib.sha256(self.to_json().encode()).hexdigest()[:10]}"
 
 
 def _check_rule(workers: int, f: int, aggregator: str = "krum") -> None:

@@ -20,8 +20,7 @@ from krum.simulation.attacks import ATTACKS
 from krum.simulation.cell import Cell
 from krum.simulation.datasets import DATASETS
 from krum.simulation.models import MODELS
-from krum.suite.experiment import Probe
-from krum.suite.probes import PROBES
+from krum.suite.probes import PROBES, Probe
 
 PACKAGE = Path(__file__).resolve().parents[1]
 GROUND = ("registry.py", "errors.py")

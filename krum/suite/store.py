@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from krum.errors import InputError
 from krum.simulation import datasets
 from krum.simulation.cell import OPTIONS, Cell
-from krum.suite.experiment import Probe
+from krum.suite.probes import Probe
 
 METADATA_KEY = b"krum"
 TRAINING = "training"  # the measurement of a row that is no probe's

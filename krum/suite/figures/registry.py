@@ -1,0 +1,134 @@
+"""Figure kinds: functions from rows to a figure. Their signatures say what an experiment's `figure` entry may ask for.
+
+The positional parameters of a kind are the measurements that it draws: `training`, or the name of a probe. Its
+keyword-only parameters are its options.
+"""
+
+import inspect
+import types
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NewType, TypedDict, TypeVar, get_args, get_origin
+
+from matplotlib.figure import Figure
+
+from krum.errors import InputError, unknown
+from krum.registry import kebab
+from krum.simulation.cell import Cell
+from krum.suite.store import TRAINING
+
+COMMON_KEYS = ("kind", "note")  # of a `figure` entry of any kind
+
+# Options are texts of a Literal, true or false, positive numbers, lists of these, or one of:
+RuleName = NewType("RuleName", str)  # an aggregator of the grid
+
+
+class Reference(TypedDict):
+    """An aggregator whose unattacked curve is drawn in every attacked panel."""
+
+    aggregator: str
+
+
+@dataclass(frozen=True)
+class FigureKind:
+    """A kind: the function that draws it, and what its signature says."""
+
+    name: str
+    function: Callable[..., Figure]
+    measurements: tuple[str, ...]
+    options: Mapping[str, inspect.Parameter]
+
+
+FIGURE_KINDS: dict[str, FigureKind] = {}
+Function = TypeVar("Function", bound=Callable[..., Figure])
+
+
+def figure_kind(function: Function) -> Function:
+    """Register a function as the figure kind of its name."""
+    parameters = inspect.signature(function).parameters
+    options = {name: one for name, one in parameters.items() if one.kind is inspect.Parameter.KEYWORD_ONLY}
+    measurements = tuple(name for name in parameters if name not in options)
+    name = kebab(function)
+    FIGURE_KINDS[name] = FigureKind(name, function, measurements, options)
+    return function
+
+
+def kind_and_options(where: str, figure: Mapping[str, Any]) -> tuple[FigureKind, dict[str, Any]]:
+    """The kind that a `figure` entry names, and the options that it gives, checked against the kind's signature.
+
+    Raises InputError for the first option that the kind does not have, lacks, or declares to be something else.
+    """
+    if figure["kind"] not in FIGURE_KINDS:
+        raise InputError(f"{where}.kind: {unknown('figure kind', figure['kind'], FIGURE_KINDS)}")
+    kind = FIGURE_KINDS[figure["kind"]]
+    options = {name: value for name, value in figure.items() if name not in COMMON_KEYS}
+    for name, value in options.items():
+        if name not in kind.options:
+            having = [other.name for other in FIGURE_KINDS.values() if name in other.options]
+            if having:
+                raise InputError(
+                    f"{where}.{name}: {kind.name} has no such option; leave it out, or give a kind of "
+                    f"{', '.join(having)}"
+                )
+            raise InputError(f"{where}: {unknown('key', name, (*COMMON_KEYS, *kind.options))}")
+        _check_value(f"{where}.{name}", kind.options[name].annotation, value)
+    for name, parameter in kind.options.items():
+        if parameter.default is inspect.Parameter.empty and name not in options:
+            raise InputError(f"{where}.{name} is missing; give one of {', '.join(get_args(parameter.annotation))}")
+    if "rounds_to_target" in options.get("quantities", ()) and "target" not in options:
+        raise InputError(f"{where}.target is missing; it is the error that rounds_to_target counts to")
+    return kind, options
+
+
+def check(where: str, figure: Mapping[str, Any], cells: Sequence[Cell], measured: set[str]) -> None:
+    """Refuse a `figure` entry that could not be drawn from these training runs and probes: InputError."""
+    kind, options = kind_and_options(where, figure)
+    for measurement in kind.measurements:
+        if measurement == TRAINING and not cells:
+            raise InputError(f"{where}.kind: {kind.name} draws training runs, and there is no grid; add one")
+        if measurement != TRAINING and measurement not in measured:
+            raise InputError(
+                f"{where}.kind: {kind.name} draws the probe {measurement!r}, which is not among the probes; add it"
+            )
+    rules = dict.fromkeys(cell.aggregator for cell in cells)
+    unattacked = dict.fromkeys(cell.aggregator for cell in cells if not cell.byzantine)
+    for name, value in options.items():
+        declared = (kind.options[name].annotation, *get_args(kind.options[name].annotation))
+        if RuleName in declared and value not in rules:
+            raise InputError(f"{where}.{name}: {unknown('aggregator', value, rules)}")
+        if Reference in declared and value["aggregator"] not in unattacked:
+            raise InputError(
+                f"{where}.{name}.aggregator: {value['aggregator']!r} has no unattacked curve in the grid; "
+                f"give one that has ({', '.join(unattacked) or 'none has'})"
+            )
+
+
+def _check_value(where: str, declared: Any, value: Any) -> None:
+    alternatives = get_args(declared)
+    if type(None) in alternatives:
+        declared = alternatives[0]
+    if get_origin(declared) is Literal:
+        if value not in get_args(declared):
+            raise InputError(f"{where}: {unknown('value', value, get_args(declared))}")
+    elif get_origin(declared) is Sequence:
+        if not isinstance(value, list) or not value:
+            raise InputError(f"{where}: found {value!r:.60}; give a list")
+        for item in value:
+            _check_value(where, get_args(declared)[0], item)
+    else:
+        fits, wanted = VALUES[declared]
+        if not fits(value):
+            raise InputError(f"{where}: found {value!r:.60}; give {wanted}")
+
+
+def _positive(value: Any, number: type | types.UnionType) -> bool:
+    return isinstance(value, number) and not isinstance(value, bool) and value > 0
+
+
+VALUES: dict[Any, tuple[Callable[[Any], bool], str]] = {
+    bool: (lambda value: isinstance(value, bool), "true or false"),
+    int: (lambda value: _positive(value, int), "a positive integer"),
+    float: (lambda value: _positive(value, int | float), "a positive number"),
+    RuleName: (lambda value: isinstance(value, str), "the name of an aggregator"),
+    Reference: (lambda value: isinstance(value, dict) and set(value) == {"aggregator"}, "{aggregator: name}"),
+}

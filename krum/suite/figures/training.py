@@ -1,0 +1,162 @@
+"""Figures of training runs: error against rounds, against a parameter, and by attack."""
+
+import json
+from collections import Counter
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from krum.suite.figures.labels import attackers, byzantine_share, curve_label, panel_title
+from krum.suite.figures.parts import (
+    LONG_LEGEND,
+    finish_panel,
+    hide,
+    log_axis,
+    log_error_axis,
+    mean_and_band,
+    plot_cell,
+    plot_reference,
+    plot_rule,
+)
+from krum.suite.figures.registry import Reference, figure_kind
+from krum.suite.figures.style import AXIS_LABELS, attack_line, dataset_title
+
+Swept = Literal["workers", "byzantine", "declared_f", "batch_size", "learning_rate"]
+Column = Literal[
+    Swept, "attack", "dataset", "model", "aggregator", "byzantine_fraction", "points", "fault_rate", "worker_momentum"
+]
+MOST_ACROSS = 5  # panels side by side
+
+
+@figure_kind
+def curves(
+    training: pd.DataFrame,
+    *,
+    x: Literal["samples"] | None = None,
+    columns: Column = "attack",
+    reference: Reference | None = None,
+    log: bool = False,
+    log_x: bool = False,
+) -> Figure:
+    """Error against rounds, a curve for each cell, panels by data set (down) and attack (across).
+
+    x: `samples` lets the axis count the samples that all workers have seen; columns: what the panels of a row differ in
+    instead of the attack, which then shows in the line; reference: see `Reference`; log, log_x: logarithmic axes.
+    """
+    if x == "samples":
+        training = training.assign(round=training["round"] * training["workers"] * training["batch_size"])
+    keys = ["byzantine_fraction", "attack"] if columns == "attack" else [columns]
+    heads = list(
+        training[keys].drop_duplicates().sort_values(keys[0], kind="stable").itertuples(index=False, name=None)
+    )
+    datasets = [None] if columns == "dataset" else list(training["dataset"].drop_duplicates())
+    width = min(len(heads), MOST_ACROSS)
+    rows_each = -(-len(heads) // width)  # of panels, for a data set
+    is_crowded = training.groupby(["dataset", *keys])["cell"].nunique().max() > LONG_LEGEND
+    height = (4.3 if is_crowded else 3.5) * len(datasets) * rows_each + 1.2
+    figure = Figure(figsize=(max(6.4, 4.9 * width), height), layout="constrained")
+    grid = figure.subplots(len(datasets) * rows_each, width, squeeze=False, sharex=True)
+    for place, dataset in enumerate(datasets):
+        panels = grid[place * rows_each : (place + 1) * rows_each].flatten()
+        of_dataset = training if dataset is None else training[training["dataset"] == dataset]
+        for axes, head in zip(panels, heads, strict=False):
+            panel = of_dataset[(of_dataset[keys] == list(head)).all(axis=1)]
+            _plot_cells(axes, panel, by_attack=columns != "attack", lengths=x != "samples")
+            if reference is not None and panel["byzantine"].any():
+                is_reference = (of_dataset["aggregator"] == reference["aggregator"]) & (of_dataset["byzantine"] == 0)
+                unattacked = of_dataset[is_reference]
+                for _, cell in unattacked.groupby("cell", sort=False):
+                    plot_reference(axes, cell, f"{curve_label(cell, unattacked)}, 0 % Byzantine")
+            name = panel["dataset"].iloc[0] if dataset is None else dataset
+            title = f"{dataset_title(name)}, {byzantine_share(panel)}"
+            finish_panel(axes, title if columns == "attack" else panel_title(name, columns, head[0]))
+            axes.set_xlabel("samples seen by all workers" if x == "samples" else "round")
+            axes.set_ylabel("cross-validation error")
+            if log_x:
+                axes.set_xscale("log")
+                axes.set_xlim(training.loc[training["round"] > 0, "round"].min(), training["round"].max())
+            else:
+                axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
+        top = max(axes.get_ylim()[1] for axes in panels[: len(heads)])
+        for axes in panels[: len(heads)]:
+            if log:
+                log_error_axis(axes)
+            axes.set_ylim(0.9 * of_dataset["test_error"].min() if log else 0, top)
+        hide(panels[len(heads) :])
+    return figure
+
+
+def _plot_cells(axes: Axes, panel: pd.DataFrame, by_attack: bool, lengths: bool) -> None:
+    """A curve for each of a panel's cells; those of the same rule and attack differ in line and marker."""
+    plotted: Counter[tuple[str, str]] = Counter()
+    for _, cell in panel.groupby("cell", sort=False):
+        first = cell.iloc[0]
+        alike = first["aggregator"], first["attack"]
+        label = curve_label(cell, panel, attacks=by_attack, lengths=lengths)
+        plot_cell(axes, cell, label, by_attack=by_attack and first["workers"] > 1, repeat=plotted[alike])
+        plotted[alike] += 1
+
+
+@figure_kind
+def against(training: pd.DataFrame, *, x: Swept) -> Figure:
+    """Error at the last round against a swept parameter x, a panel for each data set, a line per rule and attack."""
+    datasets = list(training["dataset"].drop_duplicates())
+    figure = Figure(figsize=(max(6.4, 6.2 * len(datasets)), 6.0), layout="constrained")
+    for axes, dataset in zip(figure.subplots(1, len(datasets), squeeze=False)[0], datasets, strict=True):
+        final = training[(training["dataset"] == dataset) & (training["round"] == training["rounds"])]
+        for _, line in final.groupby(["aggregator", "attack", "byzantine", "workers"], sort=False):
+            first = line.iloc[0]
+            label = [first["aggregator"], attackers(first)]
+            if final["workers"].nunique() > 1:
+                label.append(f"n = {first['workers']}")
+            if first["outside_guarantee"]:
+                label.append("outside 2f + 2 < n")
+            is_other_size = first["workers"] != final["workers"].iloc[0]
+            points = mean_and_band(line, x, "test_error")
+            plot_rule(axes, points, first["aggregator"], ", ".join(label), attack_line(first["attack"]), is_other_size)
+        log_axis(axes, sorted(final[x].unique()), AXIS_LABELS[x])
+        axes.set_ylabel(f"cross-validation error at round {final['rounds'].max()}")
+        finish_panel(axes, dataset_title(dataset))
+    return figure
+
+
+@figure_kind
+def implementations(training: pd.DataFrame) -> Figure:
+    """Error, share of rounds won by an attacker, and share with another choice than the reference, by attack."""
+    attacks = [_attack_name(*pair) for pair in zip(training["attack"], training["attack_options"], strict=True)]
+    training = training.assign(attacked=attacks)
+    order = list(training["attacked"].drop_duplicates())
+    over_rounds = training[training["round"] > 0].groupby(
+        ["aggregator", "attacked", "seed"], sort=False, as_index=False
+    )
+    means = over_rounds[["byzantine_weight", "differs"]].mean()
+    final = training[training["round"] == training["rounds"]]
+    figure = Figure(figsize=(15.5, 6.6), layout="constrained")
+    for axes, table, quantity, title in zip(
+        figure.subplots(1, 3),
+        (final, means, means),
+        ("test_error", "byzantine_weight", "differs"),
+        (
+            f"Cross-validation error at round {training['rounds'].max()}",
+            "Share of rounds in which an attacker is chosen",
+            "Share of rounds with another choice than the paper's Krum",
+        ),
+        strict=True,
+    ):
+        for aggregator, rows in table.groupby("aggregator", sort=False):
+            points = mean_and_band(rows, "attacked", quantity).reindex(order)
+            plot_rule(axes, points.set_axis(np.arange(len(order))), str(aggregator), str(aggregator))
+        axes.set_xticks(range(len(order)), order, rotation=45, ha="right", fontsize=8)
+        axes.set_xlabel("attack (kappa: the colluders send -kappa times the honest mean)")
+        axes.set_ylabel("cross-validation error" if quantity == "test_error" else "share of rounds")
+        finish_panel(axes, title, legend=-0.24)  # below the slanted names
+    return figure
+
+
+def _attack_name(attack: str, options: str) -> str:
+    scale = json.loads(options).get("scale")
+    return attack if attack != "sign-flip" or scale is None else f"kappa = {scale:g}"
