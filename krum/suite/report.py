@@ -1,57 +1,30 @@
-"""Words and tables from results: a figure's setting, its caption, the scorecard, docs/fidelity.md. No drawing."""
+"""Words and tables from results: captions, the scorecard, the gallery, the answers to the review."""
 
 import html
+import itertools
 import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import pandas as pd
+from PIL import Image
 
 from krum.errors import InputError
-from krum.suite import store
+from krum.suite import statistics, store
 from krum.suite.experiment import Experiment
+from krum.suite.figures.labels import number, setting, with_occurrence
 
-if TYPE_CHECKING:
-    import pandas as pd
-
-TITLES = {"spambase": "Spambase", "spambase-log": "Spambase (log features)", "mnist": "MNIST"}
-SOURCES = {
-    "paper": "the paper",
-    "supplement": "its supplement",
-    "review": "the review",
-    "ours": "ours",
-}
+SOURCES = {"paper": "the paper", "supplement": "its supplement", "review": "the review", "ours": "ours"}
 MARKS = {"holds": "✔", "fails": "✘", "undecided": "?"}
-
-
-def setting(rows: "pd.DataFrame") -> str:
-    """What ran, on how many seeds, and what the bands are, in two or three lines."""
-    parts = []
-    training = rows[rows["measurement"] == store.TRAINING]
-    if len(training):
-
-        def values(column: str) -> str:
-            return ", ".join(f"{value:g}" for value in sorted(training[column].unique()))
-
-        pairs = training[["dataset", "model"]].drop_duplicates().itertuples(index=False)
-        models = ", ".join(f"{TITLES.get(pair.dataset, pair.dataset)} {pair.model}" for pair in pairs)
-        parts.append(
-            f"{values('workers')} workers, batch {values('batch_size')}, learning rate {values('learning_rate')}, "
-            f"declared f = {values('declared_f')}; {models}"
-        )
-    for measurement, own in rows.groupby("measurement", sort=False):
-        each = own.groupby("cell")["seed"].nunique() if measurement == store.TRAINING else own[["seed"]].nunique()
-        seeds, fewest = int(each.max()), int(each.min())
-        name = "" if len(own) == len(rows) else f"{measurement}: "
-        folds = ", each with its own cross-validation fold" if measurement == store.TRAINING else ""
-        many = str(seeds) if fewest == seeds else f"{fewest} to {seeds}"
-        band = " and 95 % bootstrap band" if seeds > 1 else ""
-        parts.append(f"{name}mean{band} over {many} seed{'s' if seeds > 1 else ''}{folds}")
-    return "\n".join(parts)
+BEGIN, END = "<!-- scorecard: `make gallery` writes this -->", "<!-- end of the scorecard -->"  # its place in README.md
+GALLERY_WIDTH = 1600  # pixels
+SURVIVES = 0.05  # a fault that raises the error by less is survived
 
 
 def captions(
-    experiments: Mapping[str, Experiment], results: Mapping[str, "pd.DataFrame"], scorecard: "pd.DataFrame"
+    experiments: Mapping[str, Experiment], results: Mapping[str, pd.DataFrame], scorecard: pd.DataFrame
 ) -> dict[str, str]:
     """Captions in reStructuredText, one per experiment (what is claimed, setting, seeds, verdicts), and the tally."""
     texts = {"scorecard": tally(scorecard)}
@@ -62,8 +35,8 @@ def captions(
         if spec.figure.get("note"):
             lines += [" ".join(spec.figure["note"].split()), ""]
         for row in scorecard[scorecard["experiment"] == name].itertuples():
-            found = f"{row.quantity} {interval(row)}"
-            lines.append(f"- **{row.verdict}**: {row.sentence} ({found}; to hold: {row.test}{_where(row)})")
+            measured = f"{row.quantity} {interval(row)}"
+            lines.append(f"- **{row.verdict}**: {row.sentence} ({measured}; to hold: {row.test}{_where(row)})")
         texts[name] = "\n".join(lines) + "\n"
     return texts
 
@@ -73,20 +46,7 @@ def interval(row: Any) -> str:
     return f"{number(row.value)} [{number(row.low)}, {number(row.high)}]"
 
 
-def number(value: float) -> str:
-    """Two or three significant digits, without an exponent where that is short."""
-    if value != value:
-        return "-"
-    if abs(value) == float("inf"):
-        return "∞" if value > 0 else "-∞"
-    if abs(value) < ROUNDING:
-        return "0"
-    if abs(value) < 0.01:
-        return f"{value:.2g}"
-    return f"{value:.3g}" if abs(value) >= 1e4 else f"{value:.3f}".rstrip("0").rstrip(".")
-
-
-def tally(scorecard: "pd.DataFrame") -> str:
+def tally(scorecard: pd.DataFrame) -> str:
     """How many claims hold, fail and are undecided, in a line."""
     count = scorecard["verdict"].value_counts()
     return (
@@ -95,7 +55,7 @@ def tally(scorecard: "pd.DataFrame") -> str:
     )
 
 
-def markdown(scorecard: "pd.DataFrame") -> str:
+def markdown(scorecard: pd.DataFrame) -> str:
     """The scorecard as a Markdown table."""
     lines = [tally(scorecard), "", "| | claim | measured | verdict |", "|---|---|---|---|"]
     for row in scorecard.itertuples():
@@ -105,35 +65,25 @@ def markdown(scorecard: "pd.DataFrame") -> str:
     return "\n".join(lines) + "\n"
 
 
-def short_markdown(scorecard: "pd.DataFrame") -> str:
-    """The tally, and the claims of the paper and its supplement as a narrow table."""
-    lines = [tally(scorecard) + " The paper's and its supplement's:", "", "| | claim | measured | verdict |"]
-    lines.append("|---|---|---|---|")
-    for row in scorecard[scorecard["source"].isin(("paper", "supplement"))].itertuples():
+def short_markdown(scorecard: pd.DataFrame) -> str:
+    """The tally, and the paper's own claims as a narrow table, for README.md."""
+    lines = [f"{tally(scorecard)} The paper's own, beside [all of them](docs/scorecard.md):", ""]
+    lines += ["| | claim | measured | verdict |", "|---|---|---|---|"]
+    for row in scorecard[scorecard["source"] == "paper"].itertuples():
         verdict = f"{MARKS[row.verdict]} {row.verdict}"
         lines.append(f"| {row.experiment} | {_escaped(row.sentence)} | {interval(row)} | {verdict} |")
     return "\n".join(lines) + "\n"
 
 
-def page(scorecard: "pd.DataFrame") -> str:
+def page(scorecard: pd.DataFrame) -> str:
     """The scorecard as an HTML page of its own."""
+    heads = ("figure", "by", "claim", "quantity", "value [95 % interval]", "holds if", "seeds", "verdict")
     rows = []
     for row in scorecard.itertuples():
-        cells = [
-            row.experiment,
-            SOURCES[row.source],
-            row.sentence,
-            row.quantity + _where(row),
-            interval(row),
-            row.test,
-            str(row.seeds),
-        ]
-        plain = "".join(f"<td>{html.escape(cell)}</td>" for cell in cells)
-        rows.append(f'<tr>{plain}<td class="{row.verdict}">{MARKS[row.verdict]}&nbsp;{row.verdict}</td></tr>')
-    head = "".join(
-        f"<th>{name}</th>"
-        for name in ("figure", "by", "claim", "quantity", "value [95 % interval]", "holds if", "seeds", "verdict")
-    )
+        quantity = row.quantity + _where(row)
+        texts = (row.experiment, SOURCES[row.source], row.sentence, quantity, interval(row), row.test, str(row.seeds))
+        cells = "".join(f"<td>{html.escape(text)}</td>" for text in texts)
+        rows.append(f'<tr>{cells}<td class="{row.verdict}">{MARKS[row.verdict]}&nbsp;{row.verdict}</td></tr>')
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>Scorecard</title><style>
 body {{ font: 14px/1.4 system-ui, sans-serif; margin: 1.5em; color: #222; background: #fff }}
@@ -148,20 +98,15 @@ td:nth-child(5) {{ white-space: nowrap; font-variant-numeric: tabular-nums }}
 <p>{tally(scorecard)} A claim holds or fails when the whole interval lies on one side of its threshold, and is
 undecided otherwise. Intervals: 95 %, percentile bootstrap over seeds; in training runs, each seed holds out a
 cross-validation fold of its own.</p>
-<table><thead><tr>{head}</tr></thead><tbody>
+<table><thead><tr>{"".join(f"<th>{head}</th>" for head in heads)}</tr></thead><tbody>
 {chr(10).join(rows)}
 </tbody></table></body></html>
 """
 
 
-BEGIN, END = "<!-- scorecard: `make gallery` writes this -->", "<!-- end of the scorecard -->"
-ROUNDING = 1e-12  # what floating-point sums leave of zero
-GALLERY_WIDTH = 1600  # pixels
-
-
 def gallery(
     experiments: Mapping[str, Experiment],
-    scorecard: "pd.DataFrame",
+    scorecard: pd.DataFrame,
     texts: Mapping[str, str],
     figures: Path,
     root: Path,
@@ -198,8 +143,6 @@ def gallery(
 
 def copy_figure(name: str, figures: Path, root: Path, command: str) -> None:
     """A figure into docs/figures, small enough for a repository. Raises InputError where it is missing."""
-    from PIL import Image
-
     source = figures / f"{name}.png"
     if not source.exists():
         raise InputError(f"{source}: not found; build every figure with `{command}` first")
@@ -209,67 +152,41 @@ def copy_figure(name: str, figures: Path, root: Path, command: str) -> None:
         picture.quantize(128).save(temporary, optimize=True)
 
 
-def answers(template: str, scorecard: "pd.DataFrame", tables: Mapping[str, str] | None = None) -> str:
+def answers(template: str, scorecard: pd.DataFrame, tables: Mapping[str, str] | None = None) -> str:
     """docs/review.md: the template with every {claim} replaced by its value, interval and verdict.
 
     `tables` holds what stands for names that are no claims. Raises InputError for a name that is neither.
     """
-    found = {row.claim: f"{interval(row)} ({MARKS[row.verdict]} {row.verdict})" for row in scorecard.itertuples()}
-    found.update({"tally": tally(scorecard), **(tables or {})})
-    names = set(re.findall(r"{([a-z0-9-]+)}", template))
-    if names - set(found):
-        raise InputError(
-            f"docs/review.in.md: no claim {', '.join(sorted(names - set(found)))} on the review's scorecard"
-        )
-    return re.sub(r"{([a-z0-9-]+)}", lambda name: found[name[1]], template)
+    texts = {row.claim: f"{interval(row)} ({MARKS[row.verdict]} {row.verdict})" for row in scorecard.itertuples()}
+    texts.update({"tally": tally(scorecard), **(tables or {})})
+    strangers = sorted(set(re.findall(r"{([a-z0-9-]+)}", template)) - set(texts))
+    if strangers:
+        raise InputError(f"docs/review.in.md: no claim {', '.join(strangers)} on the review's scorecard")
+    return re.sub(r"{([a-z0-9-]+)}", lambda name: texts[name[1]], template)
 
 
-def occurrence(row: Any) -> str:
-    """Who misbehaves, and how often, in a cell's row."""
-    if row.fault_rate:
-        return f"anyone, 1 in {1 / row.fault_rate:,.0f} rounds"
-    return f"{row.byzantine} of {row.workers}, always" if row.byzantine else "nobody"
-
-
-def with_occurrence(rows: "pd.DataFrame") -> "pd.DataFrame":
-    """The rows with `occurrence` in words, and the `share` of all workers' rounds that it spoils."""
-    return rows.assign(
-        share=rows["fault_rate"].where(rows["fault_rate"] > 0, rows["byzantine"] / rows["workers"]),
-        occurrence=[occurrence(row) for row in rows.itertuples()],
-    )
-
-
-SURVIVES = 0.05  # a fault that raises the error by less is survived
-
-
-def survival(rows: "pd.DataFrame") -> str:
+def survival(rows: pd.DataFrame) -> str:
     """Which rule survives which fault, and how much of it: a Markdown table.
 
     A mark for each occurrence, from the rarest on: the error at the last round rises above that of the same rule
     without faults by less than SURVIVES, by more, or undecided, by the 95 % interval over seeds.
     """
-    from krum.suite.statistics import band
-
     rows = store.of_measurement(rows)
-    final = rows[(rows["round"] == rows["rounds"]) & (rows["workers"] > 1)]
-    final = with_occurrence(final).sort_values("share", kind="stable")
-    calm, faulty = final[final["attack"] == "none"], final[final["attack"] != "none"]
     rules = list(rows["aggregator"].drop_duplicates())
+    final = with_occurrence(rows[(rows["round"] == rows["rounds"]) & (rows["workers"] > 1)])
+    final = final.sort_values("share", kind="stable")
+    unattacked = final[final["attack"] == "none"].set_index(["aggregator", "seed"])["test_error"]
     lines = [f"| fault | how often | {' | '.join(rules)} |", "|---|---|" + "---|" * len(rules)]
-    for attack, of_attack in faulty.groupby("attack", sort=False):
+    for attack, of_attack in final[final["attack"] != "none"].groupby("attack", sort=False):
         occurrences = list(of_attack["occurrence"].drop_duplicates())
-        marks = []
-        for rule in rules:
-            without = calm[calm["aggregator"] == rule].set_index("seed")["test_error"]
-            own = of_attack[of_attack["aggregator"] == rule]
-            found = ""
-            for name in occurrences:
-                rise = own[own["occurrence"] == name].set_index("seed")["test_error"] - without
-                _, low, high = (float(end) for end in band(rise.dropna().to_numpy()))
-                found += MARKS["holds" if high < SURVIVES else "fails" if low > SURVIVES else "undecided"]
-            marks.append(found)
+        marks = dict.fromkeys(rules, "")
+        for occurrence, rule in itertools.product(occurrences, rules):
+            is_met = (of_attack["aggregator"] == rule) & (of_attack["occurrence"] == occurrence)
+            rise = of_attack[is_met].set_index("seed")["test_error"] - unattacked[rule]
+            _, low, high = (float(value) for value in statistics.band(rise.dropna().to_numpy()))
+            marks[rule] += MARKS["holds" if high < SURVIVES else "fails" if low > SURVIVES else "undecided"]
         how_often = ", ".join(name.removesuffix(", always").removeprefix("anyone, ") for name in occurrences)
-        lines.append(f"| {attack} | {how_often} | {' | '.join(marks)} |")
+        lines.append(f"| {attack} | {how_often} | {' | '.join(marks.values())} |")
     return "\n".join(lines)
 
 
@@ -278,16 +195,15 @@ def memory(spec: Experiment, results: Path, fewest: int, most: int) -> str:
 
     Raises InputError where they are missing.
     """
-    found = {}
+    megabytes = {}
     for cell in spec.cells:
         if cell.aggregator == "average" and cell.workers > 1 and cell.points in (fewest, most):
             path = results / "benchmarks" / f"{cell.slug}.tsv"
             try:
-                head, first = path.read_text(encoding="utf-8").splitlines()[:2]
-                found[cell.points] = float(dict(zip(head.split("\t"), first.split("\t"), strict=True))["max_rss"])
-            except (OSError, ValueError, KeyError) as error:
+                megabytes[cell.points] = float(pd.read_csv(path, sep="\t")["max_rss"].iloc[0])
+            except (OSError, ValueError, KeyError, IndexError) as error:
                 raise InputError(f"{path}: no benchmark of a finished curve ({error}); run `make review`") from None
-    few, many = found[fewest], found[most]
+    few, many = megabytes[fewest], megabytes[most]
     return f"{few:,.0f} MB at {fewest:,} points, {many:,.0f} MB at {most:,}: {number(many / few)} times"
 
 

@@ -7,20 +7,26 @@ from typing import Any
 import pandas as pd
 
 from krum.suite import store
-from krum.suite.figures.style import AXIS_LABELS, dataset_title
+from krum.suite.figures import style
 
 ROUNDING = 1e-12  # what floating-point sums leave of zero
 STRENGTHS = ("scale", "length", "epsilon", "factor", "deviations", "standard_deviation")  # options of attacks
-# What a curve's label mentions where the curves of its panel differ in it.
-DISTINCTIONS = {
-    "workers": "n",
-    "declared_f": "f",
+DISTINCTIONS = (  # what a curve's label mentions where the curves of its panel differ in it
+    "workers", "declared_f", "batch_size", "learning_rate", "model", "rounds", "seeds", "folds", "evaluate_every",
+)  # fmt: skip
+LENGTHS = ("rounds", "seeds", "evaluate_every")  # among them, what an axis of samples shows anyway
+SETTINGS = (  # what tells the lines of a sweep apart beside the rule
+    "attack", "byzantine", "workers", "declared_f", "batch_size", "learning_rate", "fault_rate", "worker_momentum",
+    "aggregator_options", "attack_options", "rounds",
+)  # fmt: skip
+SHORT_NAMES = {
+    "workers": "n =",
+    "declared_f": "f =",
     "batch_size": "batch",
     "learning_rate": "learning rate",
-    "model": "model",
-    "rounds": "rounds",
-    "seeds": "seeds",
-    "folds": "folds",
+    "byzantine": "Byzantine",
+    "fault_rate": "fault rate",
+    "worker_momentum": "momentum",
     "evaluate_every": "evaluated every",
 }
 # What stands above a panel, by the column that panels differ in; else the value, and a number's axis label.
@@ -29,21 +35,6 @@ PANEL_TITLES = {
     "batch_size": "batch {}",
     "points": "{:,} distinct points",
     "worker_momentum": "worker momentum {:g}",
-}
-LENGTHS = ("rounds", "seeds", "evaluate_every")  # among them, what an axis of samples shows anyway
-# What tells the lines of a sweep apart beside the rule, and how a note says it.
-SETTINGS = {
-    "attack": "",
-    "byzantine": "Byzantine ",
-    "workers": "n = ",
-    "declared_f": "f = ",
-    "batch_size": "batch ",
-    "learning_rate": "learning rate ",
-    "fault_rate": "fault rate ",
-    "worker_momentum": "momentum ",
-    "aggregator_options": "",
-    "attack_options": "",
-    "rounds": "rounds ",
 }
 
 
@@ -68,7 +59,7 @@ def setting(rows: pd.DataFrame) -> str:
         columns = ("workers", "batch_size", "learning_rate", "declared_f")
         values = {name: ", ".join(f"{value:g}" for value in sorted(training[name].unique())) for name in columns}
         pairs = training[["dataset", "model"]].drop_duplicates().itertuples(index=False)
-        models = ", ".join(f"{dataset_title(pair.dataset)} {pair.model}" for pair in pairs)
+        models = ", ".join(f"{style.dataset_title(pair.dataset)} {pair.model}" for pair in pairs)
         lines.append(
             f"{values['workers']} workers, batch {values['batch_size']}, learning rate {values['learning_rate']}, "
             f"declared f = {values['declared_f']}; {models}"
@@ -120,7 +111,7 @@ def single_machine(row: Any) -> str:
     return f"one machine alone, {row.batch_size} a step"
 
 
-def curve_label(cell: pd.DataFrame, panel: pd.DataFrame, attacks: bool = False, lengths: bool = True) -> str:
+def curve(cell: pd.DataFrame, panel: pd.DataFrame, attacks: bool = False, lengths: bool = True) -> str:
     """The rule of a cell, and what tells it from the other cells of its panel.
 
     attacks: whether the label says who attacks; lengths: whether it says for how long the cells run.
@@ -131,9 +122,9 @@ def curve_label(cell: pd.DataFrame, panel: pd.DataFrame, attacks: bool = False, 
     panel = panel[(panel["workers"] > 1) == (first["workers"] > 1)]
     notes = [attackers(first)] if attacks else []
     notes += options(first["aggregator_options"])
-    for column, name in DISTINCTIONS.items():
+    for column in DISTINCTIONS:
         if panel[column].nunique() > 1 and (lengths or column not in LENGTHS):
-            notes.append(f"{name} {first[column]}")
+            notes.append(note(column, first[column]))
     if panel.loc[panel["attack"] == first["attack"], "attack_options"].nunique() > 1:
         notes += options(first["attack_options"])
     if first["outside_guarantee"]:
@@ -155,12 +146,13 @@ def strength(attack_options: str) -> float:
 
 
 def note(column: str, value: Any) -> str:
-    """What a line of a sweep has of its own in a column of SETTINGS."""
+    """What a row has of its own in a column, in a word or two."""
     if column in ("aggregator_options", "attack_options"):
         return ", ".join(options(value, without=STRENGTHS))
     if column == "attack":
         return "" if value == "none" else value
-    return f"{SETTINGS[column]}{value:g}"
+    text = value if isinstance(value, str) else f"{value:g}"
+    return f"{SHORT_NAMES.get(column, column)} {text}"
 
 
 def with_notes(name: str, notes: Iterable[str]) -> str:
@@ -169,10 +161,10 @@ def with_notes(name: str, notes: Iterable[str]) -> str:
     return f"{name} ({', '.join(notes)})" if notes else name
 
 
-def panel_title(dataset: str, column: str, value: Any) -> str:
+def panel(dataset: str, column: str, value: Any) -> str:
     """What stands above a panel of a data set and a value of the column that panels differ in."""
-    title = dataset_title(dataset)
+    title = style.dataset_title(dataset)
     if column == "dataset":
         return title
-    usual = "{}" if isinstance(value, str) else f"{{:g}} {AXIS_LABELS.get(column, column)}"
+    usual = "{}" if isinstance(value, str) else f"{{:g}} {style.AXIS_LABELS.get(column, column)}"
     return f"{title}, {PANEL_TITLES.get(column, usual).format(value)}"

@@ -9,17 +9,15 @@ from matplotlib.figure import Figure
 
 from krum.distributed.exchange import bytes_sent
 from krum.suite import statistics
-from krum.suite.figures.labels import number
-from krum.suite.figures.parts import finish_panel, log_axis, mean_and_band, plot_band, shades
+from krum.suite.figures import labels, parts, style
 from krum.suite.figures.registry import figure_kind
-from krum.suite.figures.style import AXIS_LABELS, GREY, STYLES, dataset_title
 
 FITTED_FROM = {"workers": 40, "dimension": 10_000}  # below, a call's own overhead takes most of the time
 # Ways to exchange gradients: name, colour, and line in the panel of formulas, where averaging's and Krum's coincide.
 EXCHANGES: dict[str, tuple[str, str, dict[str, Any]]] = {
-    "averaging": ("averaging, all-reduce", STYLES["average"][0], {"linestyle": (0, (1, 2)), "linewidth": 3.5}),
-    "gathered": ("Krum, all gathered", STYLES["krum"][0], {"linewidth": 1.5}),
-    "in-parts": ("Krum, in parts", STYLES["multi-krum"][0], {"linewidth": 1.5}),
+    "averaging": ("averaging, all-reduce", style.STYLES["average"][0], {"linestyle": (0, (1, 2)), "linewidth": 3.5}),
+    "gathered": ("Krum, all gathered", style.STYLES["krum"][0], {"linewidth": 1.5}),
+    "in-parts": ("Krum, in parts", style.STYLES["multi-krum"][0], {"linewidth": 1.5}),
 }
 FORMULA_DIMENSION = 10**11
 FORMULA_RANKS = np.array([2, 4, 8, 16, 32, 64, 128, 256, 512, 1000])
@@ -38,20 +36,21 @@ def complexity(timing: pd.DataFrame) -> Figure:
 def _plot_times(axes: Axes, timing: pd.DataFrame, x: str, symbol: str, by: str, by_symbol: str, power: int) -> None:
     """Seconds against x, a line for each value of `by`, beside a power of x."""
     groups = [(value, rows) for value, rows in timing.groupby(by) if rows[x].nunique() > 1]
-    for colour, (value, rows) in zip(shades(len(groups)), groups, strict=True):
-        points = mean_and_band(rows, x, "seconds")
+    for colour, (value, rows) in zip(parts.shades(len(groups)), groups, strict=True):
+        points = parts.mean_and_band(rows, x, "seconds")
         fitted = points[points.index >= FITTED_FROM[x]]
         exponent = np.polyfit(np.log(fitted.index.to_numpy(float)), np.log(fitted["mean"]), 1)[0]
-        plot_band(axes, points, f"{by_symbol} = {value:,}: exponent {exponent:.2f}", colour, marker="s", markersize=4)
+        label = f"{by_symbol} = {value:,}: exponent {exponent:.2f}"
+        parts.plot_band(axes, points, label, colour, marker="s", markersize=4)
     _, rows = groups[-1]
     last = rows.groupby(x)["seconds"].mean()
     ideal = last.iloc[-1] * (last.index.to_numpy(float) / last.index[-1]) ** power
     formula = f"${symbol}^{power}$" if power > 1 else f"${symbol}$"
-    axes.plot(last.index, ideal, color=GREY, linestyle=":", label=f"proportional to {formula}")
-    log_axis(axes, sorted(timing[x].unique()), AXIS_LABELS[x])
+    axes.plot(last.index, ideal, color=style.GREY, linestyle=":", label=f"proportional to {formula}")
+    parts.log_axis(axes, sorted(timing[x].unique()), style.AXIS_LABELS[x])
     axes.set_yscale("log")
     axes.set_ylabel("seconds, one thread")
-    finish_panel(axes, f"over {symbol} (exponent from {FITTED_FROM[x]:,} on)", bottom=None)
+    parts.finish_panel(axes, f"over {symbol} (exponent from {FITTED_FROM[x]:,} on)", bottom=None)
 
 
 @figure_kind
@@ -71,7 +70,7 @@ def choices(choices: pd.DataFrame) -> Figure:
             axes.set_xlabel(label)
             axes.set_ylabel("share of the honest choices")
             attack = f"{byzantine} Gaussian attackers" if byzantine else "nobody attacks"
-            finish_panel(axes, f"{dataset_title(dataset)}, {attack}")
+            parts.finish_panel(axes, f"{style.dataset_title(dataset)}, {attack}")
     highest = choices.groupby(["order", "dataset", "byzantine", "batch_size", "rank"])["share"].mean().max()
     grid[0, 0].set_ylim(0, 1.08 * highest)
     return figure
@@ -80,18 +79,18 @@ def choices(choices: pd.DataFrame) -> Figure:
 def _plot_ranks(axes: Axes, panel: pd.DataFrame) -> None:
     """Bars of how often each rank is chosen, side by side for the batch sizes."""
     honest = int(panel["workers"].iloc[0] - panel["byzantine"].iloc[0])
-    sizes = panel["batch_size"].nunique()
-    width = 0.84 / sizes
-    for place, (colour, (size, rows)) in enumerate(zip(shades(sizes, 0.8), panel.groupby("batch_size"), strict=True)):
-        points = mean_and_band(rows, "rank", "share")
+    by_size = panel.groupby("batch_size")
+    colours, width = parts.shades(len(by_size), 0.8), 0.84 / len(by_size)
+    for place, (colour, (size, rows)) in enumerate(zip(colours, by_size, strict=True)):
+        points = parts.mean_and_band(rows, "rank", "share")
         ratio = rows.groupby("seed")["norm_ratio"].first()
         mean, low, high = (float(value) for value in statistics.band(ratio.to_numpy()))
         axes.bar(
-            points.index + (place - (sizes - 1) / 2) * width, points["mean"], width, color=colour,
+            points.index + (place - (len(by_size) - 1) / 2) * width, points["mean"], width, color=colour,
             yerr=[points["mean"] - points["low"], points["high"] - points["mean"]], error_kw={"linewidth": 0.7},
-            label=f"batch {size}; length / mean's {number(mean)} [{number(low)}, {number(high)}]",
+            label=f"batch {size}; length / mean's {labels.number(mean)} [{labels.number(low)}, {labels.number(high)}]",
         )  # fmt: skip
-    axes.axhline(1 / honest, color=GREY, linestyle=":", linewidth=1.2, label=f"by chance, 1 of {honest}")
+    axes.axhline(1 / honest, color=style.GREY, linestyle=":", linewidth=1.2, label=f"by chance, 1 of {honest}")
     axes.set_xticks([1, *range(5, honest + 1, 5)])
 
 
@@ -110,10 +109,10 @@ def _plot_seconds(axes: Axes, exchange: pd.DataFrame) -> None:
     for place, (ranks, rows) in enumerate(exchange.groupby("ranks")):
         line = {"linestyle": ("--", "-", ":")[place % 3], "marker": "os^"[place % 3], "markersize": 5}
         for method, (name, colour, _) in EXCHANGES.items():
-            points = mean_and_band(rows[rows["method"] == method], "dimension", "seconds")
-            plot_band(axes, points, f"{name}, N = {ranks}", colour, **line)
+            points = parts.mean_and_band(rows[rows["method"] == method], "dimension", "seconds")
+            parts.plot_band(axes, points, f"{name}, N = {ranks}", colour, **line)
     axes.set(xscale="log", yscale="log", xlabel="parameters d", ylabel="seconds a round, slowest process")
-    finish_panel(axes, "Time with N gloo processes on one machine", bottom=None)
+    parts.finish_panel(axes, "Time with N gloo processes on one machine", bottom=None)
 
 
 def _plot_bytes(axes: Axes, exchange: pd.DataFrame) -> None:
@@ -128,7 +127,7 @@ def _plot_bytes(axes: Axes, exchange: pd.DataFrame) -> None:
         axes.plot(points.index, points, color=colour, marker="o", linestyle="", markerfacecolor="white",
                   label=f"{name}, counted")  # fmt: skip
     axes.set(xscale="log", yscale="log", xlabel="processes N", ylabel="gigabytes sent by each process")
-    finish_panel(axes, "Bytes of a round, $10^{11}$ parameters in float32", bottom=None)
+    parts.finish_panel(axes, "Bytes of a round, $10^{11}$ parameters in float32", bottom=None)
 
 
 def _plot_split_training(axes: Axes, split: pd.DataFrame) -> None:
@@ -139,9 +138,9 @@ def _plot_split_training(axes: Axes, split: pd.DataFrame) -> None:
     ):
         rows = split[split["slices"] == slices]
         agreed = rows[rows["round"] == rows["round"].max()]["agreed"].mean()
-        points = mean_and_band(rows, "round", "test_error")
-        plot_band(axes, points, f"{label}: same choice in {agreed:.0%}", EXCHANGES[method][1])
-    whole = mean_and_band(split[split["slices"] == "together"], "round", "whole_error")["mean"]
-    axes.plot(whole.index, whole, color=GREY, linestyle=(0, (2, 3)), linewidth=2, label="not split")
+        points = parts.mean_and_band(rows, "round", "test_error")
+        parts.plot_band(axes, points, f"{label}: same choice in {agreed:.0%}", EXCHANGES[method][1])
+    whole = parts.mean_and_band(split[split["slices"] == "together"], "round", "whole_error")["mean"]
+    axes.plot(whole.index, whole, color=style.GREY, linestyle=(0, (2, 3)), linewidth=2, label="not split")
     axes.set(xlabel="round", ylabel="cross-validation error")
-    finish_panel(axes, "Krum under attack, neurons split over two processes")
+    parts.finish_panel(axes, "Krum under attack, neurons split over two processes")

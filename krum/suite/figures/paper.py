@@ -1,25 +1,15 @@
 """The paper's figures that are no training curves alone: its collusion, its proposition, its lemma."""
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from krum.suite import theory
-from krum.suite.figures.labels import curve_label
-from krum.suite.figures.parts import (
-    finish_panel,
-    hide,
-    log_axis,
-    mean_and_band,
-    plot_band,
-    plot_cell,
-    plot_rule,
-    plot_training,
-    shades,
-)
+from krum.suite.figures import labels, parts, style
 from krum.suite.figures.registry import figure_kind
-from krum.suite.figures.style import AXIS_LABELS, BYZANTINE_RED, GREY, dataset_title, style
 
 
 @figure_kind
@@ -29,7 +19,7 @@ def colluders(training: pd.DataFrame, plane: pd.DataFrame) -> Figure:
     figure = Figure(figsize=(5.6 + 5.0 * datasets, 5.4), layout="constrained")
     left, *others = figure.subplots(1, 1 + datasets, width_ratios=[1.15] + [1] * datasets)
     _plot_plane(left, plane[plane["seed"] == 0])
-    plot_training(others, training, "Training on {}")
+    parts.plot_training(others, training, "Training on {}")
     return figure
 
 
@@ -41,27 +31,27 @@ def _plot_plane(axes: Axes, vectors: pd.DataFrame) -> None:
 
     honest, near, far = positions("honest"), positions("at the barycentre"), positions("far").mean(0)
     barycentre = vectors[["x", "y"]].mean()
-    axes.scatter(*honest.T, s=28, color=GREY, label=f"{len(honest)} honest vectors", zorder=3)
-    axes.scatter(*honest.mean(0), marker="+", s=120, color=GREY, label="their mean", zorder=4)
-    axes.scatter(*near.T, s=60, marker="X", color=BYZANTINE_RED, label="a colluder", zorder=3)
-    axes.scatter(*barycentre, marker="o", s=190, facecolors="none", edgecolors="#7F7F7F", zorder=2)
+    axes.scatter(honest[:, 0], honest[:, 1], s=28, color=style.GREY, label=f"{len(honest)} honest vectors", zorder=3)
+    mean = honest.mean(0)
+    axes.scatter(mean[0], mean[1], marker="+", s=120, color=style.GREY, label="their mean", zorder=4)
+    axes.scatter(near[:, 0], near[:, 1], s=60, marker="X", color=style.BYZANTINE_RED, label="a colluder", zorder=3)
+    axes.scatter(barycentre["x"], barycentre["y"], s=190, facecolors="none", edgecolors="#7F7F7F", zorder=2)
     axes.annotate("barycentre of all", barycentre, (16, -3), textcoords="offset points", fontsize=8)
     start = near.mean(0)
     tip = start + 2.2 * (far - start) / np.linalg.norm(far - start)
-    axes.annotate("", tip, start, arrowprops={"arrowstyle": "->", "color": BYZANTINE_RED})
-    distance = np.linalg.norm(far - honest.mean(0))
+    axes.annotate("", tip, start, arrowprops={"arrowstyle": "->", "color": style.BYZANTINE_RED})
+    distance = np.linalg.norm(far - mean)
     axes.annotate(f"the other colluder,\n{distance:.0f} away", tip, (8, -4), textcoords="offset points", fontsize=8)
     for rule in ("nearest-to-barycentre", "krum"):
         chosen = vectors[vectors[f"chosen_by_{rule.replace('-', '_')}"].astype(bool)]
-        axes.scatter(
-            chosen["x"], chosen["y"], s=330, marker="s", facecolors="none", edgecolors=style(rule)[0], linewidths=2,
-            label=f"chosen by {rule}",
-        )  # fmt: skip
+        colour, _ = style.of_rule(rule)
+        square: dict[str, Any] = {"marker": "s", "facecolors": "none", "edgecolors": colour, "linewidths": 2}
+        axes.scatter(chosen["x"], chosen["y"], s=330, label=f"chosen by {rule}", **square)
     shown = np.vstack([honest, start, tip])
     centre, reach = (shown.max(0) + shown.min(0)) / 2, (shown.max(0) - shown.min(0)).max() / 2 + 0.9
     axes.set(xlim=(centre[0] - reach, centre[0] + reach), ylim=(centre[1] - reach, centre[1] + reach), aspect="equal")
     axes.set(xlabel="first coordinate", ylabel="second coordinate")
-    finish_panel(axes, "In the plane (first of the draws)", bottom=None)
+    parts.finish_panel(axes, "In the plane (first of the draws)", bottom=None)
     axes.legend(fontsize=8, frameon=False, loc="center right", bbox_to_anchor=(1.0, 0.6), markerscale=0.55)
 
 
@@ -77,30 +67,31 @@ def resilience(training: pd.DataFrame, resilience: pd.DataFrame) -> Figure:
     training = training.assign(condition=theory.condition(training))
     for axes, dataset in zip(below, datasets, strict=False):
         _plot_condition(axes, training[training["dataset"] == dataset])
-        finish_panel(axes, f"The condition along training, {dataset_title(dataset)}", bottom=None)
-    hide((*above[len(dimensions) :], *below[len(datasets) :]))
+        parts.finish_panel(axes, f"The condition along training, {style.dataset_title(dataset)}", bottom=None)
+    parts.hide((*above[len(dimensions) :], *below[len(datasets) :]))
     return figure
 
 
 def _plot_bound(axes: Axes, measured: pd.DataFrame) -> None:
     """The worst attack's inner product of E Krum with the gradient against noise, and its bound, by f."""
     workers = int(measured["workers"].iloc[0])
-    for colour, (f, rows) in zip(shades(measured["byzantine"].nunique()), measured.groupby("byzantine"), strict=True):
-        plot_band(axes, _worst_attack(rows), f"f = {f}, measured", colour, marker="o", markersize=4)
+    by_f = measured.groupby("byzantine")
+    for colour, (f, rows) in zip(parts.shades(len(by_f)), by_f, strict=True):
+        parts.plot_band(axes, _worst_attack(rows), f"f = {f}, measured", colour, marker="o", markersize=4)
         eta = theory.eta(workers, int(f))
         noise = np.geomspace(rows["noise"].min(), 1 / eta, 100)
         axes.plot(noise, 1 - eta * noise, color=colour, linestyle=":", linewidth=1.8)
-    axes.plot([], [], color=GREY, linestyle=":", linewidth=1.8, label=r"bound $1 - \sin\alpha$, where it exists")
-    axes.axhline(0, color=GREY, linewidth=0.8)
+    axes.plot([], [], color=style.GREY, linestyle=":", linewidth=1.8, label=r"bound $1 - \sin\alpha$, where it exists")
+    axes.axhline(0, color=style.GREY, linewidth=0.8)
     axes.set_xscale("log")
     axes.set_xlabel(r"noise $\sqrt{d}\,\sigma / \|g\|$ of an honest gradient")
     axes.set_ylabel(r"$\langle E\,\mathrm{Krum}, g\rangle / \|g\|^2$, worst attack")
-    finish_panel(axes, f"n = {workers}, d = {measured['dimension'].iloc[0]}", bottom=None)
+    parts.finish_panel(axes, f"n = {workers}, d = {measured['dimension'].iloc[0]}", bottom=None)
 
 
 def _worst_attack(rows: pd.DataFrame) -> pd.DataFrame:
     """By noise, mean and band of the attack with the least mean inner product."""
-    by_attack = {name: mean_and_band(group, "noise", "inner_product") for name, group in rows.groupby("attack")}
+    by_attack = {name: parts.mean_and_band(group, "noise", "inner_product") for name, group in rows.groupby("attack")}
     worst = pd.DataFrame({name: points["mean"] for name, points in by_attack.items()}).idxmin(axis=1)
     return pd.DataFrame({noise: by_attack[name].loc[noise] for noise, name in worst.items()}).T
 
@@ -109,10 +100,10 @@ def _plot_condition(axes: Axes, training: pd.DataFrame) -> None:
     """`eta sqrt(d) sigma / ||g||` against rounds; the larger the batch, the wider the line."""
     widths = {size: 0.8 + 0.7 * rank for rank, size in enumerate(sorted(training["batch_size"].unique()))}
     for _, cell in training.groupby("cell", sort=False):
-        label, width = curve_label(cell, training, attacks=True), widths[cell["batch_size"].iloc[0]]
-        finite = cell[np.isfinite(cell["condition"])]
-        plot_cell(axes, finite, label, quantity="condition", by_attack=True, width=width)
-    axes.axhline(1, color=GREY, linewidth=1.2)
+        first, label = cell.iloc[0], labels.curve(cell, training, attacks=True)
+        line = {"linestyle": style.of_attack(first["attack"]), "linewidth": widths[first["batch_size"]]}
+        parts.plot_cell(axes, cell[np.isfinite(cell["condition"])], label, "condition", **line)
+    axes.axhline(1, color=style.GREY, linewidth=1.2)
     axes.annotate("Proposition 1 holds below this line", (0.02, 1), (0, -11), xycoords=("axes fraction", "data"),
                   textcoords="offset points", fontsize=8)  # fmt: skip
     axes.set_yscale("log")
@@ -128,12 +119,12 @@ def steering(training: pd.DataFrame, steering: pd.DataFrame) -> Figure:
     figure = Figure(figsize=(5.0 * (1 + datasets), 5.0), layout="constrained")
     left, *others = figure.subplots(1, 1 + datasets)
     for aggregator, rows in steering.groupby("aggregator", sort=False):
-        plot_rule(left, mean_and_band(rows, "dimension", "distance"), str(aggregator), str(aggregator))
-    log_axis(left, sorted(steering["dimension"].unique()), AXIS_LABELS["dimension"])
+        parts.plot_rule(left, parts.mean_and_band(rows, "dimension", "distance"), str(aggregator), str(aggregator))
+    parts.log_axis(left, sorted(steering["dimension"].unique()), style.AXIS_LABELS["dimension"])
     left.set_yscale("log")
     left.set_ylabel(r"$\|F - U\| / \|U\|$: distance from the attacker's vector")
-    finish_panel(left, "Any vector U (float32)", bottom=None)
-    plot_training(others, training, "Any model: {}")
+    parts.finish_panel(left, "Any vector U (float32)", bottom=None)
+    parts.plot_training(others, training, "Any model: {}")
     for axes in others:
         axes.set_ylim(top=1.02)
     return figure

@@ -10,20 +10,9 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator, NullFormatter, NullLocator, ScalarFormatter
 
 from krum.suite import statistics
-from krum.suite.figures.labels import curve_label, single_machine
-from krum.suite.figures.style import (
-    GREY,
-    REPEATED_LINES,
-    SINGLE_MACHINE_LINES,
-    attack_line,
-    dataset_title,
-    style,
-)
+from krum.suite.figures import labels, style
 
 LONG_LEGEND = 4  # entries; a longer one stands below its panel
-
-
-# ------------------------------------------------------------------------------------------------- lines with bands
 
 
 def mean_and_band(rows: pd.DataFrame, x: str, quantity: str) -> pd.DataFrame:
@@ -43,82 +32,43 @@ def plot_band(axes: Axes, points: pd.DataFrame, label: str, color: Any, **line: 
     axes.fill_between(points.index, points["low"], points["high"], color=color, alpha=0.18, linewidth=0)
 
 
-def plot_rule(
-    axes: Axes, points: pd.DataFrame, aggregator: str, label: str, line: Any = "-", hollow: bool = False
-) -> None:
-    """Points of a rule, in its colour and with its marker."""
-    colour, marker = style(aggregator)
-    face = "white" if hollow else colour
-    plot_band(
-        axes, points, label, colour,
-        marker=marker, markersize=5.5, markerfacecolor=face, linestyle=line, linewidth=1.4,
-    )  # fmt: skip
+def plot_rule(axes: Axes, points: pd.DataFrame, rule: str, label: str, hollow: bool = False, **line: Any) -> None:
+    """Points of `mean_and_band` in a rule's colour, with its marker."""
+    colour, marker = style.of_rule(rule)
+    look = {"marker": marker, "markersize": 5, "markerfacecolor": "white" if hollow else colour, "linewidth": 1.4}
+    plot_band(axes, points, label, colour, **{**look, **line})
 
 
-def plot_cell(
-    axes: Axes,
-    cell: pd.DataFrame,
-    label: str,
-    quantity: str = "test_error",
-    by_attack: bool = False,
-    repeat: int = 0,
-    width: float = 1.4,
-) -> None:
-    """A cell's quantity against rounds, in its rule's colour.
-
-    by_attack: whether the line shows the attack; repeat: the cell's place among those of the same rule and attack in
-    the panel, which line and marker tell apart.
-    """
-    colour, marker = style(cell["aggregator"].iloc[0])
+def plot_cell(axes: Axes, cell: pd.DataFrame, label: str, quantity: str = "test_error", **line: Any) -> None:
+    """A cell's quantity against rounds, in its rule's colour; `line` as for `plot_rule`."""
     points = statistics.curve(cell, quantity)
-    plot_band(
-        axes,
-        points,
-        label,
-        colour,
-        marker=marker,
-        markersize=5,
-        markevery=max(1, len(points) // 10),
-        markerfacecolor="white" if repeat else colour,
-        linestyle=attack_line(cell["attack"].iloc[0]) if by_attack else REPEATED_LINES[repeat % len(REPEATED_LINES)],
-        linewidth=width,
-        alpha=max(0.4, 1 - 0.25 * (repeat // len(REPEATED_LINES))),
-    )
-
-
-def plot_reference(axes: Axes, cell: pd.DataFrame, label: str) -> None:
-    """A cell's error against rounds, dashed on top of what is compared with it."""
-    means = statistics.curve(cell)["mean"]
-    colour, _ = style(cell["aggregator"].iloc[0])
-    axes.plot(means.index, means, color=colour, linestyle=(0, (4, 3)), linewidth=2.0, label=label, zorder=3)
+    plot_rule(axes, points, cell["aggregator"].iloc[0], label, markevery=max(1, len(points) // 10), **line)
 
 
 def plot_single_machines(axes: Axes, cells: pd.DataFrame, quantity: str) -> None:
     """A level for each cell of one worker, whatever the others go through."""
-    for line, (_, cell) in zip(SINGLE_MACHINE_LINES, cells.groupby("cell", sort=False), strict=False):
-        axes.plot([], [], color=GREY, linestyle=line, linewidth=1.2, label=single_machine(cell.iloc[0]))
+    for line, (_, cell) in zip(style.SINGLE_MACHINE_LINES, cells.groupby("cell", sort=False), strict=False):
+        axes.plot([], [], color=style.GREY, linestyle=line, linewidth=1.2, label=labels.single_machine(cell.iloc[0]))
         if cell[quantity].notna().all() and quantity != "rounds_to_target":  # its rounds are not comparable
             mean, low, high = (float(value) for value in statistics.band(cell[quantity].to_numpy()))
-            axes.axhline(mean, color=GREY, linestyle=line, linewidth=1.2)
-            axes.axhspan(low, high, color=GREY, alpha=0.1, linewidth=0)
+            axes.axhline(mean, color=style.GREY, linestyle=line, linewidth=1.2)
+            axes.axhspan(low, high, color=style.GREY, alpha=0.1, linewidth=0)
 
 
 def plot_training(panels: Sequence[Axes], training: pd.DataFrame, title: str) -> None:
     """Error against rounds, a panel for each data set, rules by colour and attacks by line."""
     for axes, (dataset, panel) in zip(panels, training.groupby("dataset", sort=False), strict=True):
         for _, cell in panel.groupby("cell", sort=False):
-            plot_cell(axes, cell, curve_label(cell, panel, attacks=True), by_attack=True)
+            linestyle = style.of_attack(cell["attack"].iloc[0])
+            plot_cell(axes, cell, labels.curve(cell, panel, attacks=True), linestyle=linestyle)
         axes.set_xlabel("round")
         axes.set_ylabel("cross-validation error")
-        finish_panel(axes, title.format(dataset_title(str(dataset))))
+        finish_panel(axes, title.format(style.dataset_title(str(dataset))))
 
 
 def shades(count: int, darkest: float = 0.85) -> Iterable[Any]:
     """Colours for values in an order."""
     return matplotlib.colormaps["viridis"](np.linspace(0, darkest, count))
-
-
-# ------------------------------------------------------------------------------------------------------------- axes
 
 
 def log_axis(axes: Axes, ticks: Sequence[float], label: str) -> None:
@@ -154,17 +104,6 @@ def log_error_axis(axes: Axes) -> None:
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
     axes.yaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_minor_formatter(NullFormatter())
-
-
-def top_of(groups: Any) -> float:
-    """Above the means and the bands of all groups, unless a band reaches so high that nothing else could be told."""
-    highest = groups.mean().max()
-    bands = [statistics.band(values.dropna().to_numpy()) for _, values in groups if values.notna().any()]
-    reach = max((float(high) for _, _, high in bands if np.isfinite(high)), default=highest)
-    return 1.08 * max(highest, min(reach, 1.5 * highest))
-
-
-# ----------------------------------------------------------------------------------------------------------- panels
 
 
 def finish_panel(axes: Axes, title: str, bottom: float | None = 0, legend: float = -0.16) -> None:

@@ -5,7 +5,6 @@ keyword-only parameters are its options.
 """
 
 import inspect
-import types
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NewType, TypedDict, TypeVar, get_args, get_origin
@@ -64,13 +63,7 @@ def kind_and_options(where: str, figure: Mapping[str, Any]) -> tuple[FigureKind,
     options = {name: value for name, value in figure.items() if name not in COMMON_KEYS}
     for name, value in options.items():
         if name not in kind.options:
-            having = [other.name for other in FIGURE_KINDS.values() if name in other.options]
-            if having:
-                raise InputError(
-                    f"{where}.{name}: {kind.name} has no such option; leave it out, or give a kind of "
-                    f"{', '.join(having)}"
-                )
-            raise InputError(f"{where}: {unknown('key', name, (*COMMON_KEYS, *kind.options))}")
+            raise InputError(f"{where}: {unknown(f'key of {kind.name}', name, (*COMMON_KEYS, *kind.options))}")
         _check_value(f"{where}.{name}", kind.options[name].annotation, value)
     for name, parameter in kind.options.items():
         if parameter.default is inspect.Parameter.empty and name not in options:
@@ -91,7 +84,7 @@ def check(where: str, figure: Mapping[str, Any], cells: Sequence[Cell], measured
                 f"{where}.kind: {kind.name} draws the probe {measurement!r}, which is not among the probes; add it"
             )
     rules = dict.fromkeys(cell.aggregator for cell in cells)
-    unattacked = dict.fromkeys(cell.aggregator for cell in cells if not cell.byzantine)
+    unattacked = list(dict.fromkeys(cell.aggregator for cell in cells if not cell.byzantine))
     for name, value in options.items():
         declared = (kind.options[name].annotation, *get_args(kind.options[name].annotation))
         if RuleName in declared and value not in rules:
@@ -121,7 +114,7 @@ def _check_value(where: str, declared: Any, value: Any) -> None:
             raise InputError(f"{where}: found {value!r:.60}; give {wanted}")
 
 
-def _positive(value: Any, number: type | types.UnionType) -> bool:
+def _positive(value: Any, number: Any) -> bool:
     return isinstance(value, number) and not isinstance(value, bool) and value > 0
 
 

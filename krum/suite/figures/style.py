@@ -1,5 +1,7 @@
 """How things look and what they are called in every figure: rules, attacks, axes, panels."""
 
+from typing import Any
+
 # Of an aggregator: a colour that colour-blind readers can tell apart (Okabe and Ito), and a marker for print.
 STYLES = {
     "average": ("#0072B2", "o"),
@@ -37,6 +39,7 @@ AXIS_LABELS = {
     "declared_f": "declared f",
     "fault_rate": "probability that a worker misbehaves in a round",
     "strength": "strength of the attack",
+    "worker_momentum": "worker momentum",
     "points": "distinct training points",
     "attack": "attack",
     "occurrence": "who misbehaves",
@@ -52,14 +55,14 @@ QUANTITY_LABELS = {
 }
 
 
-def style(aggregator: str) -> tuple[str, str]:
+def of_rule(aggregator: str) -> tuple[str, str]:
     """Colour and marker of an aggregator; one that has none of its own gets one that depends on its name alone."""
     if aggregator in STYLES:
         return STYLES[aggregator]
     return OTHER_STYLES[sum(aggregator.encode()) % len(OTHER_STYLES)]
 
 
-def attack_line(attack: str) -> object:
+def of_attack(attack: str) -> Any:
     """The line of an attack where one panel shows several."""
     return ATTACK_LINES.get(attack, OTHER_ATTACK_LINE)
 

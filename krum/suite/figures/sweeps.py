@@ -10,29 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from krum.suite import statistics, theory
-from krum.suite.figures.labels import (
-    SETTINGS,
-    note,
-    number,
-    options,
-    panel_title,
-    single_machine,
-    strength,
-    with_notes,
-    with_occurrence,
-)
-from krum.suite.figures.parts import (
-    finish_panel,
-    hide,
-    log_error_axis,
-    mean_and_band,
-    plot_rule,
-    plot_single_machines,
-    swept_axis,
-    top_of,
-)
+from krum.suite.figures import labels, parts, style
 from krum.suite.figures.registry import RuleName, figure_kind
-from krum.suite.figures.style import AXIS_LABELS, QUANTITY_LABELS, REPEATED_LINES, attack_line, style
 from krum.suite.figures.training import Column, Swept
 
 SweptNumber = Literal[Swept, "fault_rate", "points", "strength", "worker_momentum"]
@@ -76,15 +55,15 @@ def sweep(
         for axes, (dataset, head) in zip(panels, heads, strict=True):
             panel = final[(final["dataset"] == dataset) & (final[columns] == head)]
             _plot_lines(axes, panel, x, quantity, columns, crossing if quantity == "test_error" else None)
-            plot_single_machines(axes, single_machines[single_machines["dataset"] == dataset], quantity)
-            swept_axis(axes, sorted(panel[x].unique()), AXIS_LABELS.get(x, x))
-            axes.set_ylabel(QUANTITY_LABELS[quantity].format(**named))
+            parts.plot_single_machines(axes, single_machines[single_machines["dataset"] == dataset], quantity)
+            parts.swept_axis(axes, sorted(panel[x].unique()), style.AXIS_LABELS[x])
+            axes.set_ylabel(style.QUANTITY_LABELS[quantity].format(**named))
             if log:
-                log_error_axis(axes)
-            finish_panel(axes, panel_title(dataset, columns, head), bottom=None if log else 0)
+                parts.log_error_axis(axes)
+            parts.finish_panel(axes, labels.panel(dataset, columns, head), bottom=None if log else 0)
             if quantity != quantities[-1] and crossing is None:  # the same lines again
                 axes.legend().remove()
-        if not log and np.isfinite(top := top_of(final.groupby("cell")[quantity])):
+        if not log and np.isfinite(top := _top(final.groupby("cell")[quantity])):
             panels[0].set_ylim(0, top)
     return figure
 
@@ -126,35 +105,32 @@ def heat(
         table = panel.pivot_table(index="rule", columns=x, values="test_error", aggfunc="mean", sort=False)
         table = table.reindex(index=[rule for rule in rules if rule in set(panel["rule"])], columns=columns_met)
         for _, cell in machines.groupby("cell", sort=False):
-            table.loc[single_machine(cell.iloc[0])] = cell["test_error"].mean()
+            table.loc[labels.single_machine(cell.iloc[0])] = cell["test_error"].mean()
         _plot_table(grid[row, column], table, highest, named=list(table.index) != names_to_the_left)
         names_to_the_left = list(table.index) if column < width - 1 else []
-        grid[row, column].set_xlabel(AXIS_LABELS.get(x, x))
-        grid[row, column].set_title(panel_title(dataset, columns, head), fontsize=10)
+        grid[row, column].set_xlabel(style.AXIS_LABELS[x])
+        grid[row, column].set_title(labels.panel(dataset, columns, head), fontsize=10)
         if lines:
             axes = grid[row + 1, column]
             _plot_lines(axes, panel, x, "test_error", columns)
-            plot_single_machines(axes, machines, "test_error")
-            swept_axis(axes, columns_met, AXIS_LABELS.get(x, x))
-            log_error_axis(axes)
+            parts.plot_single_machines(axes, machines, "test_error")
+            parts.swept_axis(axes, columns_met, style.AXIS_LABELS[x])
+            parts.log_error_axis(axes)
             axes.set_ylabel("cross-validation error")
-            finish_panel(axes, panel_title(dataset, columns, head), bottom=None)
+            parts.finish_panel(axes, labels.panel(dataset, columns, head), bottom=None)
     for place in range(len(heads), down * width):
-        hide(grid[place // width * len(heights) :, place % width])
+        parts.hide(grid[place // width * len(heights) :, place % width])
     bar = figure.colorbar(grid[0, 0].images[0], ax=list(grid[0]), shrink=0.8, pad=0.01)
     bar.set_label(f"error at round {final['rounds'].max()}", fontsize=8)
     return figure
-
-
-# ------------------------------------------------------------------------------------------------------------- rows
 
 
 def _final_rows(training: pd.DataFrame, quantities: Sequence[str] = (), target: float | None = None) -> pd.DataFrame:
     """One row per cell and seed: the last round's, with the run's means, and what figures derive."""
     means = training[training["round"] > 0].groupby(["cell", "seed"])[RUN_MEANS].mean()
     final = training[training["round"] == training["rounds"]].drop(columns=RUN_MEANS)
-    final = with_occurrence(final.join(means, on=["cell", "seed"]))
-    final = final.assign(strength=final["attack_options"].map(strength))
+    final = labels.with_occurrence(final.join(means, on=["cell", "seed"]))
+    final = final.assign(strength=final["attack_options"].map(labels.strength))
     if target is not None:
         final = final.assign(rounds_to_target=statistics.rounds_to(training, target, final))
     for quantity in BUDGETS.keys() & set(quantities):
@@ -196,10 +172,10 @@ def _by_declared_f(final: pd.DataFrame) -> pd.DataFrame:
 
 
 def _rule_label(row: Any, columns: str) -> str:
-    notes = options(row.aggregator_options)
+    notes = labels.options(row.aggregator_options)
     if row.worker_momentum and columns != "worker_momentum":
         notes.append(f"momentum {row.worker_momentum:g}")
-    return with_notes(row.aggregator, notes) + row.declares
+    return labels.with_notes(row.aggregator, notes) + row.declares
 
 
 def _ticks(final: pd.DataFrame, x: str) -> list[Any]:
@@ -210,44 +186,50 @@ def _ticks(final: pd.DataFrame, x: str) -> list[Any]:
     return values if x in ("attack", "occurrence") else sorted(values)
 
 
-# ---------------------------------------------------------------------------------------------------------- drawing
-
-
 def _plot_lines(
     axes: Axes, panel: pd.DataFrame, x: str, quantity: str, columns: str, crossing: str | None = None
 ) -> None:
     """A line per rule and setting; with `crossing`, also from which x on a rule does better than that one."""
-    settings = [name for name in SETTINGS if name != x and (x, name) != ("strength", "attack_options")]
+    settings = [name for name in labels.SETTINGS if name != x and (x, name) != ("strength", "attack_options")]
     varying = [name for name in settings if panel[name].nunique() > 1]
     for _, line in panel.groupby(["aggregator", *settings], sort=False):
         first = line.iloc[0]
-        label = with_notes(first["aggregator"], [note(name, first[name]) for name in varying if name != columns])
+        notes = [labels.note(name, first[name]) for name in varying if name != columns]
+        label = labels.with_notes(first["aggregator"], notes)
         if crossing not in (None, first["aggregator"]):
             label += _mark_crossing(axes, line, panel[panel["aggregator"] == crossing], x, quantity)
         if "attack" in varying and columns != "attack":
-            dashes = attack_line(first["attack"])
+            linestyle = style.of_attack(first["attack"])
         else:
             is_unattacked = "byzantine" in varying and not first["byzantine"] and not first["fault_rate"]
-            dashes = REPEATED_LINES[int(is_unattacked)]
+            linestyle = style.REPEATED_LINES[int(is_unattacked)]
         hollow = first["workers"] != panel["workers"].iloc[0] or first["worker_momentum"] > 0
-        plot_rule(axes, mean_and_band(line, x, quantity), first["aggregator"], label, dashes, hollow)
+        points = parts.mean_and_band(line, x, quantity)
+        parts.plot_rule(axes, points, first["aggregator"], label, hollow, linestyle=linestyle)
 
 
 def _mark_crossing(axes: Axes, line: pd.DataFrame, other: pd.DataFrame, x: str, quantity: str) -> str:
     """Mark from which x on a line lies below another rule's, and the words for its label; none where it never does."""
-    difference = other.pivot(index="seed", columns=x, values=quantity) - line.pivot(
-        index="seed", columns=x, values=quantity
-    )
+    errors, other_errors = (rows.pivot(index="seed", columns=x, values=quantity) for rows in (line, other))
+    difference = other_errors - errors
     difference = difference.loc[:, difference.columns > 0].dropna(axis=1)
     place, low, high = statistics.crossing(difference.columns.to_numpy(), difference.to_numpy())
     if not np.isfinite(place) or place == 0:
         return ""
-    colour, _ = style(line["aggregator"].iloc[0])
+    colour, _ = style.of_rule(line["aggregator"].iloc[0])
     axes.axvline(place, color=colour, linewidth=0.9, alpha=0.7)
     ends = max(low, difference.columns.min()), min(high, difference.columns.max())
     axes.axvspan(*ends, color=colour, alpha=0.1, linewidth=0)
     name = other["aggregator"].iloc[0]
-    return f", better than {name} from {number(place)} [{number(low)}, {number(high)}] on"
+    return f", better than {name} from {labels.number(place)} [{labels.number(low)}, {labels.number(high)}] on"
+
+
+def _top(groups: Any) -> float:
+    """Above the means and the bands of all groups, unless a band reaches so high that nothing else could be told."""
+    highest = groups.mean().max()
+    bands = [statistics.band(values.dropna().to_numpy()) for _, values in groups if values.notna().any()]
+    reach = max((float(high) for _, _, high in bands if np.isfinite(high)), default=highest)
+    return 1.08 * max(highest, min(reach, 1.5 * highest))
 
 
 def _plot_table(axes: Axes, table: pd.DataFrame, highest: float, named: bool) -> None:

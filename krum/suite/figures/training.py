@@ -10,20 +10,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from krum.suite.figures.labels import attackers, byzantine_share, curve_label, panel_title
-from krum.suite.figures.parts import (
-    LONG_LEGEND,
-    finish_panel,
-    hide,
-    log_axis,
-    log_error_axis,
-    mean_and_band,
-    plot_cell,
-    plot_reference,
-    plot_rule,
-)
+from krum.suite import statistics
+from krum.suite.figures import labels, parts, style
 from krum.suite.figures.registry import Reference, figure_kind
-from krum.suite.figures.style import AXIS_LABELS, attack_line, dataset_title
 
 Swept = Literal["workers", "byzantine", "declared_f", "batch_size", "learning_rate"]
 Column = Literal[
@@ -56,7 +45,7 @@ def curves(
     datasets = [None] if columns == "dataset" else list(training["dataset"].drop_duplicates())
     width = min(len(heads), MOST_ACROSS)
     rows_each = -(-len(heads) // width)  # of panels, for a data set
-    is_crowded = training.groupby(["dataset", *keys])["cell"].nunique().max() > LONG_LEGEND
+    is_crowded = training.groupby(["dataset", *keys])["cell"].nunique().max() > parts.LONG_LEGEND
     height = (4.3 if is_crowded else 3.5) * len(datasets) * rows_each + 1.2
     figure = Figure(figsize=(max(6.4, 4.9 * width), height), layout="constrained")
     grid = figure.subplots(len(datasets) * rows_each, width, squeeze=False, sharex=True)
@@ -70,10 +59,12 @@ def curves(
                 is_reference = (of_dataset["aggregator"] == reference["aggregator"]) & (of_dataset["byzantine"] == 0)
                 unattacked = of_dataset[is_reference]
                 for _, cell in unattacked.groupby("cell", sort=False):
-                    plot_reference(axes, cell, f"{curve_label(cell, unattacked)}, 0 % Byzantine")
+                    means, (colour, _) = statistics.curve(cell)["mean"], style.of_rule(reference["aggregator"])
+                    label = f"{labels.curve(cell, unattacked)}, 0 % Byzantine"
+                    axes.plot(means, color=colour, linestyle=(0, (4, 3)), linewidth=2.0, label=label, zorder=3)
             name = panel["dataset"].iloc[0] if dataset is None else dataset
-            title = f"{dataset_title(name)}, {byzantine_share(panel)}"
-            finish_panel(axes, title if columns == "attack" else panel_title(name, columns, head[0]))
+            title = f"{style.dataset_title(name)}, {labels.byzantine_share(panel)}"
+            parts.finish_panel(axes, title if columns == "attack" else labels.panel(name, columns, head[0]))
             axes.set_xlabel("samples seen by all workers" if x == "samples" else "round")
             axes.set_ylabel("cross-validation error")
             if log_x:
@@ -84,9 +75,9 @@ def curves(
         top = max(axes.get_ylim()[1] for axes in panels[: len(heads)])
         for axes in panels[: len(heads)]:
             if log:
-                log_error_axis(axes)
+                parts.log_error_axis(axes)
             axes.set_ylim(0.9 * of_dataset["test_error"].min() if log else 0, top)
-        hide(panels[len(heads) :])
+        parts.hide(panels[len(heads) :])
     return figure
 
 
@@ -96,9 +87,13 @@ def _plot_cells(axes: Axes, panel: pd.DataFrame, by_attack: bool, lengths: bool)
     for _, cell in panel.groupby("cell", sort=False):
         first = cell.iloc[0]
         alike = first["aggregator"], first["attack"]
-        label = curve_label(cell, panel, attacks=by_attack, lengths=lengths)
-        plot_cell(axes, cell, label, by_attack=by_attack and first["workers"] > 1, repeat=plotted[alike])
+        rank, lines = plotted[alike], style.REPEATED_LINES
         plotted[alike] += 1
+        is_styled = by_attack and first["workers"] > 1
+        linestyle = style.of_attack(first["attack"]) if is_styled else lines[rank % len(lines)]
+        label = labels.curve(cell, panel, attacks=by_attack, lengths=lengths)
+        faded = max(0.4, 1 - 0.25 * (rank // len(lines)))
+        parts.plot_cell(axes, cell, label, hollow=rank > 0, linestyle=linestyle, alpha=faded)
 
 
 @figure_kind
@@ -108,19 +103,20 @@ def against(training: pd.DataFrame, *, x: Swept) -> Figure:
     figure = Figure(figsize=(max(6.4, 6.2 * len(datasets)), 6.0), layout="constrained")
     for axes, dataset in zip(figure.subplots(1, len(datasets), squeeze=False)[0], datasets, strict=True):
         final = training[(training["dataset"] == dataset) & (training["round"] == training["rounds"])]
-        for _, line in final.groupby(["aggregator", "attack", "byzantine", "workers"], sort=False):
-            first = line.iloc[0]
-            label = [first["aggregator"], attackers(first)]
+        for _, rows in final.groupby(["aggregator", "attack", "byzantine", "workers"], sort=False):
+            first = rows.iloc[0]
+            label = [first["aggregator"], labels.attackers(first)]
             if final["workers"].nunique() > 1:
                 label.append(f"n = {first['workers']}")
             if first["outside_guarantee"]:
                 label.append("outside 2f + 2 < n")
             is_other_size = first["workers"] != final["workers"].iloc[0]
-            points = mean_and_band(line, x, "test_error")
-            plot_rule(axes, points, first["aggregator"], ", ".join(label), attack_line(first["attack"]), is_other_size)
-        log_axis(axes, sorted(final[x].unique()), AXIS_LABELS[x])
+            line = style.of_attack(first["attack"])
+            points = parts.mean_and_band(rows, x, "test_error")
+            parts.plot_rule(axes, points, first["aggregator"], ", ".join(label), is_other_size, linestyle=line)
+        parts.log_axis(axes, sorted(final[x].unique()), style.AXIS_LABELS[x])
         axes.set_ylabel(f"cross-validation error at round {final['rounds'].max()}")
-        finish_panel(axes, dataset_title(dataset))
+        parts.finish_panel(axes, style.dataset_title(dataset))
     return figure
 
 
@@ -148,12 +144,12 @@ def implementations(training: pd.DataFrame) -> Figure:
         strict=True,
     ):
         for aggregator, rows in table.groupby("aggregator", sort=False):
-            points = mean_and_band(rows, "attacked", quantity).reindex(order)
-            plot_rule(axes, points.set_axis(np.arange(len(order))), str(aggregator), str(aggregator))
+            points = parts.mean_and_band(rows, "attacked", quantity).reindex(order)
+            parts.plot_rule(axes, points.set_axis(np.arange(len(order))), str(aggregator), str(aggregator))
         axes.set_xticks(range(len(order)), order, rotation=45, ha="right", fontsize=8)
         axes.set_xlabel("attack (kappa: the colluders send -kappa times the honest mean)")
         axes.set_ylabel("cross-validation error" if quantity == "test_error" else "share of rounds")
-        finish_panel(axes, title, legend=-0.24)  # below the slanted names
+        parts.finish_panel(axes, title, legend=-0.24)  # below the slanted names
     return figure
 
 
