@@ -82,7 +82,9 @@ def probe(*, probe: Annotated[str, "the probe as JSON text, see `cells`"], outpu
     torch.set_num_threads(1)
     chosen = _given("--probe", Probe.from_json, probe)
     options = dict(chosen.options)
-    rows = [{"seed": seed, **row} for seed in range(chosen.seeds) for row in probes.run_probe(chosen.name, seed, options)]
+    rows = [
+        {"seed": seed, **row} for seed in range(chosen.seeds) for row in probes.run_probe(chosen.name, seed, options)
+    ]
     store.write_probe(chosen, rows, output, _source(chosen))
 
 

@@ -11,8 +11,8 @@ from krum.rules.aggregators import AGGREGATORS
 from krum.simulation import models
 from krum.simulation.attacks import ATTACKS
 from krum.simulation.datasets import Samples
-from krum.simulation.run import Simulation
 from krum.simulation.gradients import cheaper_branch, worker_gradients
+from krum.simulation.run import Simulation
 
 MODELS = [(("hidden", (7, 5)),), (("hidden", (6,)),), (("hidden", ()),)]
 CONVNETS = [

@@ -57,7 +57,9 @@ def test_words_do_not_count_nor_do_rules_that_are_added():
     assert changed('"""First."""\n    return', "return") == set()
     assert changed("FACTOR = 2", "FACTOR = 2  # twice") == set()
     added = RULES.replace("@cached", "@rule()\ndef five(x):\n    return x\n\n@cached")
-    assert provenance.slice_digest(["one"], [added], [*NAMES, "five"]) == provenance.slice_digest(["one"], [RULES], NAMES)
+    assert provenance.slice_digest(["one"], [added], [*NAMES, "five"]) == provenance.slice_digest(
+        ["one"], [RULES], NAMES
+    )
 
 
 def test_cells_of_one_rule_share_a_digest_and_rules_do_not(make_cell):

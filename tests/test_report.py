@@ -53,22 +53,6 @@ def test_a_choice_of_ours_that_differs_from_the_defaults_has_its_own_mark():
                 assert parameter in own, (spec.name, parameter)
 
 
-@pytest.mark.parametrize(
-    "value, text",
-    [
-        (0.123456, "0.123"),
-        (-4e-17, "0"),
-        (12.0, "12"),
-        (1e-7, "1e-07"),
-        (123456.0, "1.23e+05"),
-        (0.0, "0"),
-        (float("nan"), "-"),
-    ],
-)
-def test_numbers(value, text):
-    assert report.number(value) == text
-
-
 PAPERS = {name: spec for name, spec in SPECS.items() if spec.part != "review"}
 SMOKE = ROOT / "results" / "smoke"
 needs_smoke = pytest.mark.skipif(not (SMOKE / "claims.parquet").exists(), reason="`make smoke` has not run")

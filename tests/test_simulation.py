@@ -9,8 +9,8 @@ from krum.rules import distances
 from krum.rules.aggregators import AGGREGATORS
 from krum.simulation import datasets
 from krum.simulation.attacks import ATTACKS
-from krum.simulation.run import COLUMNS, Simulation, one_thread, pick_device, simulate
 from krum.simulation.gradients import worker_gradients
+from krum.simulation.run import COLUMNS, Simulation, one_thread, pick_device, simulate
 
 PAIRS = [(a, b) for a in AGGREGATORS for b in ATTACKS]
 

@@ -86,9 +86,7 @@ class Cell:
     evaluate_every: int = parameter("how many rounds lie between two evaluations", 25, least=1, most=10**8)
     folds: int = parameter("how many cross-validation folds there are", 10, least=2, most=1000)
     seeds: int = parameter("how many seeds are run; each holds out one fold in turn", 10, least=1, most=10_000)
-    compare_with: str | None = parameter(
-        "a rule whose choice from the same vectors is compared in every round", None
-    )
+    compare_with: str | None = parameter("a rule whose choice from the same vectors is compared in every round", None)
     measure_gradient: bool = parameter(
         "whether the norm and the noise of the gradient are measured at every evaluation", False
     )
