@@ -4,7 +4,7 @@ import json
 
 import pandas as pd
 import pytest
-from krum.simulation.engine import simulate
+from krum.simulation.run import simulate
 
 import krum.__main__ as cli
 from krum.errors import InputError

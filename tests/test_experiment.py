@@ -217,7 +217,7 @@ def test_names_of_results_stay():
     assert {cell.slug for cell in SPECS["figure4"].cells} >= KNOWN_SLUGS
 
 
-KNOWN_SLUGS = {'spambase_krum_none_deef1d7e9f', 'spambase_krum_6-gaussian_2cd197fb67'}
+KNOWN_SLUGS = {"spambase_krum_none_deef1d7e9f", "spambase_krum_6-gaussian_2cd197fb67"}
 
 
 def test_thinning_takes_evenly_from_the_review_alone():

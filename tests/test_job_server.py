@@ -9,31 +9,41 @@ from pathlib import Path
 
 import pytest
 
-from krum.suite import warm
+from krum.suite import experiment
 
 ROOT = Path(__file__).resolve().parent.parent
+CLIENT = [sys.executable, "-P", "krum/suite/job_server.py"]
+FIGURE4 = "experiments/figure4.yaml"
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks on Linux only")
 
 WORKFLOW = """
-import subprocess, sys
-from krum.suite import warm
-warm.start()
-sys.exit(subprocess.run([sys.executable, "-m", "krum.suite.warm", *sys.argv[1:]]).returncode)
+import subprocess, sys, time
+from krum.suite import job_server
+job_server.start()
+for line in sys.stdin:
+    job = subprocess.Popen([sys.executable, "-P", "krum/suite/job_server.py", *line.split()])
+    print(job.pid, flush=True)
+    print(job.wait(), flush=True)
 """
 
 
-def run(*arguments, **options):
-    command = [sys.executable, "-c", WORKFLOW, *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, **options)
+@pytest.fixture
+def workflow():
+    """A process with a server, which starts a job for every line that it reads: it says its process and exit code."""
+    command = [sys.executable, "-c", WORKFLOW]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, cwd=ROOT, **pipes, start_new_session=True) as process:
+        yield process
+        process.kill()
 
 
 def children(parent):
     """The servers and forked jobs whose parent this is."""
-    found = set()
+    found = []
     for path in Path("/proc").glob("[0-9]*"):
         try:
             if int((path / "stat").read_text().rpartition(")")[2].split()[1]) == parent and alive(int(path.name)):
-                found.add(int(path.name))
+                found.append(int(path.name))
         except OSError:
             pass
     return found
@@ -41,73 +51,52 @@ def children(parent):
 
 def alive(process):
     try:
-        return b"krum.suite.warm\0--serve" in Path(f"/proc/{process}/cmdline").read_bytes()
+        return b"krum.suite.job_server\0--serve" in Path(f"/proc/{process}/cmdline").read_bytes()
     except OSError:
         return False
 
 
 def wait_until(condition):
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.05)
 
 
-def test_output_and_exit_code_come_back():
-    done = run("cells", "experiments/figure4.yaml")
-    assert done.returncode == 0 and done.stdout.count("\n") == 8
-    done = run("cells", "experiments/no-such.yaml")
-    assert done.returncode == 1 and "no-such.yaml: cannot be read" in done.stderr and "Traceback" not in done.stderr
-    done = run("no-such-command")
-    assert done.returncode == 2 and "invalid choice" in done.stderr
+def test_output_and_exit_code_come_back(workflow):
+    wait_until(lambda: children(workflow.pid))
+    workflow.stdin.write(f"cells {FIGURE4}\ncells no-such.yaml\nno-such-command\n")
+    workflow.stdin.close()
+    lines = workflow.stdout.read().splitlines()
+    assert [line for line in lines if len(line) < 9][1::2] == ["0", "1", "2"]
+    assert sum(line.startswith('{"aggregator"') for line in lines) == 8
+    errors = workflow.stderr.read()
+    assert "no-such.yaml: cannot be read" in errors and "invalid choice" in errors and "Traceback" not in errors
 
 
-def test_without_a_server_the_job_runs_here(monkeypatch, capsys):
-    monkeypatch.setenv(warm.ADDRESS, f"{os.getsid(0)}:/no/such/socket")
-    assert warm.main(["cells", str(ROOT / "experiments" / "figure4.yaml")]) == 0
-    assert capsys.readouterr().out.count("\n") == 8
+@pytest.mark.parametrize("address", [None, "/no/such/socket"])
+def test_without_a_server_of_its_session_a_job_runs_by_itself(address):
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("KRUM_JOB_SERVER")}
+    if address is not None:
+        environment[f"KRUM_JOB_SERVER_{os.getsid(0)}"] = address
+    done = subprocess.run([*CLIENT, "cells", FIGURE4], cwd=ROOT, env=environment, capture_output=True, check=True)
+    assert done.stdout.count(b"\n") == 8
 
 
-def test_another_session_does_not_use_it(monkeypatch, tmp_path):
-    """A cluster's job inherits the environment, and must do its work where it was sent."""
-    monkeypatch.setenv(warm.ADDRESS, f"{os.getsid(0) + 1}:{tmp_path}")
-    assert warm.main(["cells", str(ROOT / "experiments" / "figure4.yaml")]) == 0
-
-
-@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
-def test_it_ends_with_the_workflow(how):
-    text = "import time\nfrom krum.suite import warm\nwarm.start()\nprint('started', flush=True)\ntime.sleep(60)"
-    with subprocess.Popen([sys.executable, "-c", text], cwd=ROOT, stdout=subprocess.PIPE) as workflow:
-        assert workflow.stdout.readline() == b"started\n"
-        wait_until(lambda: children(workflow.pid))
-        (server,) = children(workflow.pid)
-        workflow.send_signal(how)
-    wait_until(lambda: not alive(server))
-
-
-def test_a_killed_job_does_not_go_on(tmp_path):
-    """Whoever waits for the job is killed: the child dies, and leaves nothing half-written."""
-    cell = subprocess.run(
-        [sys.executable, "-m", "krum", "cells", "experiments/figure4.yaml"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout.splitlines()[0]
-    cell = cell.replace('"rounds":500', '"rounds":1000000')
-    text = (
-        "import subprocess, sys, time\nfrom krum.suite import warm\nwarm.start()\n"
-        "job = subprocess.Popen([sys.executable, '-m', 'krum.suite.warm', *sys.argv[1:]], stderr=subprocess.PIPE)\n"
-        "job.stderr.read(1)\nprint(job.pid, flush=True)\njob.wait()\nprint('ended', flush=True)\ntime.sleep(60)"
-    )
+def test_the_server_ends_with_the_workflow_and_a_killed_job_does_not_go_on(workflow, tmp_path):
+    """Whoever waits for a job is killed: the child dies, and leaves nothing half-written."""
+    cell = experiment.load(ROOT / FIGURE4).cells[0].to_json().replace('"rounds":500', '"rounds":1000000')
     output = tmp_path / "x.parquet"
-    command = [sys.executable, "-c", text, "curve", "--cell", cell, "--output", str(output)]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE) as workflow:
-        job = int(workflow.stdout.readline())  # it has begun to show its progress
-        (server,) = children(workflow.pid)
-        (child,) = children(server)
-        os.kill(job, signal.SIGKILL)
-        assert workflow.stdout.readline() == b"ended\n"
-        wait_until(lambda: not alive(child))
-        workflow.kill()
-    assert not output.exists()
+    workflow.stdin.write(f"curve --cell {cell} --output {output}\n")
+    workflow.stdin.flush()
+    job = int(workflow.stdout.readline())
+    (server,) = children(workflow.pid)
+    wait_until(lambda: children(server))
+    (child,) = children(server)
+    workflow.stderr.read(1)  # it has begun to show its progress
+    os.kill(job, signal.SIGKILL)
+    assert int(workflow.stdout.readline()) == -signal.SIGKILL
+    wait_until(lambda: not alive(child))
+    assert alive(server) and not output.exists()
+    workflow.kill()
+    wait_until(lambda: not alive(server))

@@ -5,118 +5,80 @@ import os
 import re
 import subprocess
 import sys
-import time
 from pathlib import Path
 
-import pytest
 import torch
 import yaml
 from small_project import ROOT, results, snakemake
 
-from krum.suite import experiment, planning
+from krum.suite import experiment
 
 
 def jobs(output):
     """Planned jobs by rule, from Snakemake's table."""
-    found = {rule: int(count) for rule, count in re.findall(r"^(\w+) +(\d+)$", output, re.MULTILINE)}
-    found["curve"] = found.get("curve", 0) + found.pop("long_curve", 0)
-    return found
+    return {rule: int(count) for rule, count in re.findall(r"^(\w+) +(\d+)$", output, re.MULTILINE)}
 
 
-def test_every_curve_has_one_rule():
-    plan = planning.plan(ROOT, {})
-    assert sorted([*plan.long_curves, *plan.short_curves]) == sorted(plan.cells)
-    assert plan.long_curves and plan.short_curves
+def edit(project, function, file):
+    """Change a function's code, and nothing that it computes."""
+    path = project / "krum" / file
+    before, head, rest = path.read_text().partition(f"\ndef {function}(")
+    body, first_return, rest = rest.partition("\n    return ")
+    assert head and first_return and "\ndef " not in body
+    path.write_text(f"{before}{head}{body}\n    _ = 1{first_return}{rest}")
 
 
-def edit(project, file, before, after):
-    path = project / file
-    text = path.read_text()
-    assert text.count(before) == 1, f"{before!r} stands {text.count(before)} times in {file}"
-    path.write_text(text.replace(before, after))
-
-
-def test_workflow(project):
-    """Shared cells run once; a target of its own per figure; an edit reruns what it touches, and nothing else."""
+def test_shared_cells_run_once_and_an_edit_reruns_what_it_touches(project):
+    """A target of its own per figure, jobs with the bytes of a process of their own, and nothing done twice."""
     assert jobs(snakemake(project, "-n"))["curve"] == 8
     assert jobs(snakemake(project, "-n", "small"))["curve"] == 6
-    assert jobs(snakemake(project, "-n", "the-other"))["curve"] == 4
     output = snakemake(project)
     assert "Figures: figures/*.png" in output
     for name in ("small", "the-other"):
         for ending in ("png", "pdf"):
             assert (project / "figures" / f"{name}.{ending}").stat().st_size > 1000
-    assert "Nothing to be done" in snakemake(project, "-n")
     assert "Nothing to be done" in snakemake(project, "-n", "--config", "device=cpu"), "the same curves"
     first = results(project)
     assert not any(path.name.startswith(".") for path in (project / "results").rglob("*"))
+    cell = experiment.load(project / "experiments" / "small.yaml").cells[-1]
+    command = [sys.executable, "-m", "krum", "curve", "--cell", cell.to_json(), "--output", "by-itself.parquet"]
+    subprocess.run(command, cwd=project, check=True, capture_output=True)
+    assert (project / "by-itself.parquet").read_bytes() == first[Path(f"results/curves/{cell.slug}.parquet")]
+    seconds, memory = (project / "results" / "benchmarks" / f"{cell.slug}.tsv").read_text().splitlines()[1].split("\t")
+    assert float(seconds) > 0 and 50 < float(memory) < 5000, "megabytes, of the job and not of who waits for it"
 
-    edit(
-        project,
-        "krum/aggregators.py",
-        "return _sum_of_nearest(squared_distances, n - f - 2)\n\n\n@selection_rule(guarantee=_KRUM, selects",
-        "return 1 * _sum_of_nearest(squared_distances, n - f - 2)\n\n\n@selection_rule(guarantee=_KRUM, selects",
-    )
+    edit(project, "krum", "rules/aggregators.py")
     assert jobs(snakemake(project, "-n"))["curve"] == 2, "krum without and with attack"
-    edit(
-        project,
-        "krum/attacks.py",
-        "return adversary.gaussian(standard_deviation)",
-        "return adversary.gaussian(1 * standard_deviation)",
-    )
+    edit(project, "gaussian", "simulation/attacks.py")
     assert jobs(snakemake(project, "-n"))["curve"] == 5, "krum, and every other curve under gaussian"
-    edit(project, "krum/plots.py", '"samples seen by all workers"', '"samples seen"')
+    (project / "krum" / "suite" / "figures" / "__init__.py").write_text("EDITED = 1\n")
     planned = jobs(snakemake(project, "-n"))
     assert planned["curve"] == 5 and planned["figure"] == 2
-    edit(project, "krum/simulation.py", "SAMPLES_AT_ONCE = 512", "SAMPLES_AT_ONCE = 1024")
+    (project / "krum" / "simulation" / "engine.py").open("a").write("\nEDITED = 1\n")
     assert jobs(snakemake(project, "-n"))["curve"] == 8
-    snakemake(project)
-    again = results(project)
-    curves = [path for path in first if path.parent.name == "curves"]
-    assert len(curves) == 8 and all(first[path] != again[path] for path in curves), "their code digest has changed"
+    target = f"results/curves/{cell.slug}.parquet"
+    snakemake(project, target)
+    assert results(project)[Path(target)] != first[Path(target)], "its code digest has changed"
 
 
-def test_a_job_has_the_bytes_of_a_process_of_its_own(project):
-    """Jobs are children of one warm process; the same command by itself gives the same file."""
-    snakemake(project, "results/small.parquet")
-    for cell in experiment.load(project / "experiments" / "small.yaml").cells:
-        alone = project / "alone.parquet"
-        command = [sys.executable, "-m", "krum", "curve", "--cell", cell.to_json(), "--output", str(alone)]
-        subprocess.run(command, cwd=project, check=True, capture_output=True)
-        assert alone.read_bytes() == (project / "results" / "curves" / f"{cell.slug}.parquet").read_bytes()
-
-
-def test_a_living_run_keeps_its_lock(project):
-    running = subprocess.Popen(
-        [sys.executable, "-m", "snakemake", "--cores", "1"],
-        cwd=project,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    locks = project / ".snakemake" / "locks"
-    while running.poll() is None and not (locks.is_dir() and list(locks.iterdir())):
-        time.sleep(0.05)
-    output = snakemake(project, "--cores", "1", check=False)
-    assert "cannot be locked" in output
-    assert running.wait() == 0
-
-
-def test_bad_input_is_heard_before_any_job(project):
-    (project / "data" / "spambase.data").write_text("not spambase")
-    output = snakemake(project, check=False)
-    assert "spambase.data" in output and "expected sha256:ebec58" in output and "delete it" in output
-    assert not list((project / "results").rglob("*.parquet"))
-    assert "Traceback" not in output
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="CUDA is there")
-def test_a_device_that_is_not_there_is_refused_before_anything_is_removed(project):
-    target = "results/small.parquet"
+def test_mistakes_are_told_in_one_line_and_nothing_is_lost(project):
+    target = "results/the-other.parquet"
     snakemake(project, target)
     before = results(project)
-    (project / "krum" / "attacks.py").write_text((project / "krum" / "attacks.py").read_text() + "\nEDITED = 1\n")
-    output = snakemake(project, target, "--config", "device=cuda", check=False)
-    assert "error: config: device: cuda was asked for" in output and "Traceback" not in output
+    if not torch.cuda.is_available():
+        (project / "krum" / "simulation" / "engine.py").open("a").write("\nEDITED = 1\n")
+        output = snakemake(project, target, "--config", "device=cuda", check=False)
+        assert "error: config: device: cuda was asked for" in output and "Traceback" not in output
+    experiment_file = project / "experiments" / "small.yaml"
+    experiment_file.write_text(experiment_file.read_text().replace("krum, median", "krun, median"))
+    output = snakemake(project, "--quiet", "all", check=False)
+    assert "unknown aggregator 'krun'; did you mean 'krum'?" in output and "Traceback" not in output
+    experiment_file.unlink()
+    (project / "data" / "spambase.data").write_text("not spambase")
+    (project / "data" / "spambase.verified").unlink()
+    output = snakemake(project, "data/spambase.verified", check=False)
+    assert "spambase.data" in output and "expected sha256:ebec58" in output and "delete it" in output
+    assert "Traceback" not in output
     assert results(project) == before
 
 

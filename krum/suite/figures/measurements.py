@@ -7,7 +7,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from krum.distributed.exchange import bytes_sent
+from krum.distributed.communication import bytes_sent
 from krum.suite import statistics
 from krum.suite.figures import labels, parts, style
 from krum.suite.figures.registry import figure_kind
