@@ -5,7 +5,8 @@ import sys
 
 sys.path.insert(0, workflow.basedir)
 
-from krum.suite import job_server, planning
+from krum import job_server
+from krum.suite import planning
 
 planning.prefer_this_python()
 PLAN = planning.plan_or_exit(workflow.basedir, config)
@@ -64,7 +65,7 @@ rule data:
     conda:
         "environment.yml"
     shell:
-        "python -P krum/suite/job_server.py data {wildcards.dataset} --output {output} > {log} 2>&1"
+        "python -P krum/job_server.py data {wildcards.dataset} --output {output} > {log} 2>&1"
 
 
 rule curve:
@@ -82,7 +83,7 @@ rule curve:
         digest=lambda wildcards: PLAN.digest(wildcards.curve),  # a change of code runs it again
         benchmark=f"{RESULTS}/benchmarks/{{curve}}.tsv",  # seconds and memory, by the job itself
     shell:
-        "python -P krum/suite/job_server.py curve --cell {params.cell:q} --output {output} --benchmark {params.benchmark} > {log} 2>&1"
+        "python -P krum/job_server.py curve --cell {params.cell:q} --output {output} --benchmark {params.benchmark} > {log} 2>&1"
 
 
 rule probe:
@@ -99,7 +100,7 @@ rule probe:
         probe=lambda wildcards: PLAN.probes[wildcards.probe].to_json(),
         digest=lambda wildcards: PLAN.digest(wildcards.probe),
     shell:
-        "python -P krum/suite/job_server.py probe --probe {params.probe:q} --output {output} > {log} 2>&1"
+        "python -P krum/job_server.py probe --probe {params.probe:q} --output {output} > {log} 2>&1"
 
 
 rule results:
@@ -115,7 +116,7 @@ rule results:
     params:
         overrides=json.dumps(PLAN.overrides),
     shell:
-        "python -P krum/suite/job_server.py collect {input.experiment} {input.measured} --overrides {params.overrides:q}"
+        "python -P krum/job_server.py collect {input.experiment} {input.measured} --overrides {params.overrides:q}"
         " --output {output} > {log} 2>&1"
 
 
@@ -138,7 +139,7 @@ rule figure:
         stem=f"{FIGURES}/{{experiment}}",
         digest=PLAN.drawing_digest,
     shell:
-        "python -P krum/suite/job_server.py figure {input} --output {params.stem} > {log} 2>&1"
+        "python -P krum/job_server.py figure {input} --output {params.stem} > {log} 2>&1"
 
 
 rule claims:
@@ -155,7 +156,7 @@ rule claims:
     params:
         digest=PLAN.drawing_digest,
     shell:
-        "python -P krum/suite/job_server.py claims {input.results} --output {output.claims} --captions {output.captions} > {log} 2>&1"
+        "python -P krum/job_server.py claims {input.results} --output {output.claims} --captions {output.captions} > {log} 2>&1"
 
 
 use rule claims as review_claims with:
@@ -182,7 +183,7 @@ rule scorecard:
     params:
         digest=PLAN.drawing_digest,
     shell:
-        "python -P krum/suite/job_server.py scorecard {input} --page {output.page} --table {output.table} > {log} 2>&1"
+        "python -P krum/job_server.py scorecard {input} --page {output.page} --table {output.table} > {log} 2>&1"
 
 
 use rule scorecard as review_scorecard with:

@@ -1,10 +1,86 @@
-"""`torchrun --nproc-per-node 5 -m krum.train ...`: see `krum.distributed.train`."""
+"""Training with real workers, one process each:
 
+    torchrun --nproc-per-node 5 -m krum.train dataset=spambase aggregator=krum declared_f=1
+
+Arguments are parameters as in an experiment's YAML; `workers` is the number of ranks.
+"""
+
+import argparse
+import os
 import sys
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
 
-from krum.distributed.train import Worker, main, train
+import pyarrow as pa
+import torch
+import torch.distributed as dist
+import yaml
+
+from krum.distributed.train import Worker, train
+from krum.errors import InputError
+from krum.simulation.cell import Cell, make_cell
+from krum.suite import store
 
 __all__ = ["Worker", "main", "train"]
+
+TIMEOUT = 60  # seconds that a rank waits for another one
+
+
+def main(argv: list[str]) -> int:
+    """Be one rank of `torchrun`; mistakes in the arguments are InputErrors, told once."""
+    parser = argparse.ArgumentParser(
+        prog="torchrun -m krum.train", description="Train a cell with real workers, one a rank."
+    )
+    parser.add_argument("parameters", nargs="*", metavar="parameter=value", help="as in an experiment's YAML")
+    parser.add_argument("--seed", type=int, default=0, help="which of the cell's seeds (default: 0)")
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    parser.add_argument(
+        "--timeout", type=float, default=TIMEOUT, help=f"seconds to wait for a rank (default: {TIMEOUT})"
+    )
+    parser.add_argument("--output", type=Path, help="a parquet file for the curve")
+    arguments = parser.parse_args(argv)
+    rank = int(os.environ.get("RANK", "0"))
+    try:
+        if "RANK" not in os.environ:
+            raise InputError("no ranks; start it as torchrun --nproc-per-node 4 -m krum.train ...")
+        cell = _cell(arguments.parameters, int(os.environ["WORLD_SIZE"]))
+        cuda = arguments.device != "cpu" and torch.cuda.is_available()
+        if cuda:
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
+        else:
+            torch.set_num_threads(1)
+        waits = timedelta(seconds=arguments.timeout)
+        dist.init_process_group("nccl" if cuda else "gloo", timeout=waits)
+        try:
+            rows = train(cell, arguments.seed, arguments.device)
+        except RuntimeError as error:
+            said = " ".join(str(error).split())[:160]
+            raise InputError(f"another rank died, or did not answer within {arguments.timeout:g} s ({said})") from None
+        if rows is not None and arguments.output is not None:
+            store.write_table(pa.Table.from_pylist(rows), arguments.output, {"cell": cell.to_json()})
+        dist.destroy_process_group()
+    except InputError as error:
+        print(f"error: rank {rank}: {error}", file=sys.stderr, flush=True)
+        os._exit(1)  # without waiting for threads that wait for the others
+    return 0
+
+
+def _cell(parameters: list[str], workers: int) -> Cell:
+    chosen: dict[str, Any] = {"workers": workers}
+    for parameter in parameters:
+        name, equals, value = parameter.partition("=")
+        if not equals or name == "workers":
+            raise InputError(f"{parameter!r}: give parameter=value; workers are the ranks")
+        try:
+            chosen[name] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise InputError(f"{parameter!r}: the value is not valid YAML") from None
+    cell = make_cell(chosen)
+    if cell.fault_rate or cell.worker_momentum:
+        raise InputError("fault_rate and worker_momentum are simulated only; leave them out")
+    return cell
+
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))

@@ -4,11 +4,11 @@ import json
 
 import pandas as pd
 import pytest
-from krum.simulation.run import simulate
 
 import krum.__main__ as cli
 from krum.errors import InputError
 from krum.simulation import datasets
+from krum.simulation.run import simulate
 from krum.suite import experiment, planning, provenance, store
 
 FIGURE4 = experiment.EXPERIMENTS / "figure4.yaml"

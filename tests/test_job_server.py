@@ -12,16 +12,16 @@ import pytest
 from krum.suite import experiment
 
 ROOT = Path(__file__).resolve().parent.parent
-CLIENT = [sys.executable, "-P", "krum/suite/job_server.py"]
+CLIENT = [sys.executable, "-P", "krum/job_server.py"]
 FIGURE4 = "experiments/figure4.yaml"
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks on Linux only")
 
 WORKFLOW = """
 import subprocess, sys, time
-from krum.suite import job_server
+from krum import job_server
 job_server.start()
 for line in sys.stdin:
-    job = subprocess.Popen([sys.executable, "-P", "krum/suite/job_server.py", *line.split()])
+    job = subprocess.Popen([sys.executable, "-P", "krum/job_server.py", *line.split()])
     print(job.pid, flush=True)
     print(job.wait(), flush=True)
 """
@@ -51,7 +51,7 @@ def children(parent):
 
 def alive(process):
     try:
-        return b"krum.suite.job_server\0--serve" in Path(f"/proc/{process}/cmdline").read_bytes()
+        return b"krum.job_server\0--serve" in Path(f"/proc/{process}/cmdline").read_bytes()
     except OSError:
         return False
 

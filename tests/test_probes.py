@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from krum.errors import InputError
+from krum.simulation.cell import make_cell
 from krum.suite import experiment, probes, theory
 
 

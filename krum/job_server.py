@@ -1,6 +1,6 @@
 """Jobs without the wait for imports: a process that has imported everything forks one child per job of a workflow.
 
-A job, `python -P krum/suite/job_server.py curve ...`, hands its folder, arguments and output streams over and waits for
+A job, `python -P krum/job_server.py curve ...`, hands its folder, arguments and output streams over and waits for
 the exit code. A forked child starts from the same state as a new process, and computes the same bytes. Where there is
 no server, as on another machine of a cluster or in another session of processes, the job runs by itself.
 """
@@ -28,7 +28,7 @@ def start() -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listening:
         listening.bind(str(path))
         listening.listen(64)
-        command = [sys.executable, "-m", "krum.suite.job_server", "--serve", str(listening.fileno()), str(path)]
+        command = [sys.executable, "-m", "krum.job_server", "--serve", str(listening.fileno()), str(path)]
         SERVERS.append(subprocess.Popen(command, stdin=subprocess.PIPE, pass_fds=[listening.fileno()]))
     os.environ[ADDRESS] = str(path)
 
