@@ -1,16 +1,20 @@
 """Captions, docs/fidelity.md, the gallery and the notebook: made from the experiments and results, and up to date."""
 
 import json
-import os
 import re
 import shutil
 from pathlib import Path
 
+import nbformat
 import pandas as pd
+import pyarrow as pa
 import pytest
+from figure_rows import rows_of
+from nbclient import NotebookClient
+from PIL import Image
 
 from krum.errors import InputError
-from krum.suite import claims, experiment, fidelity, planning, report
+from krum.suite import claims, experiment, fidelity, report, store
 
 ROOT = Path(__file__).resolve().parent.parent
 SPECS = experiment.load_all()
@@ -54,86 +58,90 @@ def test_a_choice_of_ours_that_differs_from_the_defaults_has_its_own_mark():
 
 
 PAPERS = {name: spec for name, spec in SPECS.items() if spec.part != "review"}
-SMOKE = ROOT / "results" / "smoke"
-needs_smoke = pytest.mark.skipif(not (SMOKE / "claims.parquet").exists(), reason="`make smoke` has not run")
 
 
-@needs_smoke
-def test_captions_state_setting_seeds_and_verdicts():
-    captions = json.loads((SMOKE / "captions.json").read_text(encoding="utf-8"))
-    assert "hold" in captions.pop("scorecard")
-    assert set(captions) == set(PAPERS)
-    for name, caption in captions.items():
-        assert SPECS[name].title in caption
-        assert "seeds" in caption
-        assert re.search(r"\*\*(holds|fails|undecided)\*\*", caption), name
-        if SPECS[name].cells:
-            assert "20" in caption and "workers" in caption
+def scorecard(**columns):
+    """A scorecard of one claim that holds, with changes."""
+    row = dict.fromkeys(claims.COLUMNS, "x") | {"value": 1.0, "low": 0.5, "high": 1.5, "verdict": "holds", "where": ""}
+    return pd.DataFrame([{**row, "source": "paper", "experiment": "figure4", **columns}])
 
 
-@needs_smoke
-def test_notebook_is_stripped_and_runs_on_the_smoke_results():
-    import nbformat
-    from nbclient import NotebookClient
+def test_captions_state_claim_setting_seeds_and_verdicts():
+    spec = SPECS["figure6"]
+    rows = {"figure6": rows_of(spec)}
+    texts = report.captions(SPECS, rows, scorecard(experiment="figure6", sentence="It is so.", where="batch_size 3"))
+    assert texts["scorecard"] == "1 claims: 1 hold, 0 fail, 0 undecided."
+    assert spec.title in texts["figure6"] and " ".join(spec.claim.split()) in texts["figure6"]
+    assert "20 workers, batch 3" in texts["figure6"] and "over 2 seeds" in texts["figure6"]
+    assert "- **holds**: It is so. (x 1 [0.5, 1.5]; to hold: x (batch_size 3))" in texts["figure6"]
+    assert json.loads(report.to_json(texts)) == texts
 
+
+def test_scorecard_page_and_tables_show_every_claim_and_the_readme_the_papers_own():
+    rows = pd.concat([scorecard(sentence="a < b | c"), scorecard(source="ours", sentence="beyond", verdict="fails")])
+    page, table, short = report.page(rows), report.markdown(rows), report.short_markdown(rows)
+    assert "a &lt; b | c" in page and "beyond" in page and 'class="fails"' in page
+    assert r"a &lt; b \| c" in table and "| ✘ fails |" in table
+    assert r"a &lt; b \| c" in short and "beyond" not in short and "2 claims: 1 hold, 1 fail" in short
+
+
+def test_notebook_is_stripped_and_runs_on_results(tmp_path, monkeypatch):
+    spec = SPECS["figure4"]
+    described = {"name": spec.name, "title": spec.title, "figure": dict(spec.figure)}
+    for name, rows in (("figure4", rows_of(spec)), ("claims", scorecard())):
+        metadata = {"experiment": described, "git": "0123456789abcdef"}
+        store.write_table(pa.Table.from_pandas(rows, preserve_index=False), tmp_path / f"{name}.parquet", metadata)
     notebook = nbformat.read(ROOT / "notebooks" / "inspect.ipynb", as_version=4)
-    for cell in notebook.cells:
-        if cell.cell_type == "code":
-            assert cell.outputs == [] and cell.execution_count is None, "strip the outputs before committing"
-    before = os.environ.get("KRUM_RESULTS")
-    os.environ["KRUM_RESULTS"] = str(SMOKE)
-    try:
-        NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(ROOT / "notebooks")}}).execute()
-    finally:
-        os.environ.pop("KRUM_RESULTS") if before is None else os.environ.update(KRUM_RESULTS=before)
-    outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
-    assert sum("image/png" in output.get("data", {}) for output in outputs) == 2
-    assert any("claims:" in str(output.get("data", {}).get("text/markdown")) for output in outputs)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert all(cell.outputs == [] and cell.execution_count is None for cell in code), "strip it before committing"
+    monkeypatch.setenv("KRUM_RESULTS", str(tmp_path))
+    NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(ROOT / "notebooks")}}).execute()
+    outputs = [output.get("data", {}) for cell in code for output in cell.outputs]
+    assert sum("image/png" in output for output in outputs) == 2
+    assert any("1 claims:" in str(output.get("text/markdown")) for output in outputs)
 
 
-@needs_smoke
+@pytest.mark.skipif(not (ROOT / "figures" / "smoke" / "report.html").exists(), reason="`make smoke` has not run")
 def test_the_report_is_one_file_that_needs_no_network():
     """Snakemake's report of the smoke run: every figure with its caption, the scorecard first."""
-    page = (ROOT / "figures" / "smoke" / "report.html").read_text(encoding="utf-8")
+    folder = ROOT / "figures" / "smoke"
+    page = (folder / "report.html").read_text(encoding="utf-8")
     assert not re.findall(r"<(?:script|link|img)[^>]*(?:src|href)=\"https?:", page)
-    for name in PAPERS:
-        assert f"figures/smoke/{name}.png" in page
-    for category in ("1. Scorecard", "2. The paper", "3. Its supplement", "4. Beyond the paper"):  # in this order
-        assert category in page
-    assert "scorecard.html" in page and "bootstrap" in page and "claims:" in page
+    assert all(f"figures/smoke/{path.name}" in page for path in folder.glob("*.png"))
+    for words in ("1. Scorecard", "2. The paper", "scorecard.html", "bootstrap", "claims:"):
+        assert words in page
 
 
-def test_the_gallery_shows_every_figure():
-    """docs/gallery.md and its pictures, which `make gallery` writes after a full run."""
+def test_docs_show_every_figure():
+    """docs/gallery.md and the pictures of the gallery and the review, written after full runs."""
     text = (ROOT / "docs" / "gallery.md").read_text(encoding="utf-8")
-    for name, spec in PAPERS.items():
-        assert spec.title in text
+    assert all(spec.title in text for spec in PAPERS.values())
+    for name in SPECS:
         assert (ROOT / "docs" / "figures" / f"{name}.png").stat().st_size > 10_000
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     assert "claims:" in readme and "docs/gallery.md" in readme
 
 
 def test_gallery_writes_pictures_page_and_scorecard(tmp_path):
-    """The command that a full run is followed by, on what is in docs/ now."""
     for folder in ("docs", "figures"):
         (tmp_path / folder).mkdir()
     (tmp_path / "README.md").write_text(f"before\n{report.BEGIN}\nstale\n{report.END}\nafter\n")
-    for name in PAPERS:
+    chosen = {name: SPECS[name] for name in ("variants", "figure4")}
+    for name in chosen:
         shutil.copy(ROOT / "docs" / "figures" / f"{name}.png", tmp_path / "figures" / f"{name}.png")
-    scorecard = pd.DataFrame([dict.fromkeys(claims.COLUMNS, "x")])
-    scorecard = scorecard.assign(value=1.0, low=0.5, high=1.5, verdict="holds", source="paper", where="")
-    report.gallery(PAPERS, scorecard, {"figure4": "no\n- yes\n"}, tmp_path / "figures", tmp_path)
+    report.gallery(chosen, scorecard(), {"figure4": "no\n- yes\n"}, tmp_path / "figures", tmp_path)
     text = (tmp_path / "README.md").read_text()
-    assert (
-        text.startswith("before\n") and text.endswith("after\n") and "1 claims: 1 hold" in text and "stale" not in text
-    )
+    assert text.startswith("before\n") and text.endswith("after\n") and "1 claims: 1 hold" in text
+    assert "stale" not in text
     gallery = (tmp_path / "docs" / "gallery.md").read_text()
-    assert all(f"(figures/{name}.png)" in gallery for name in PAPERS) and "- yes" in gallery and "\nno" not in gallery
+    assert gallery.index("(figures/figure4.png)") < gallery.index("(figures/variants.png)"), "the paper's figures first"
+    assert "- yes" in gallery and "\nno" not in gallery
+    assert Image.open(tmp_path / "docs" / "figures" / "figure4.png").width <= report.GALLERY_WIDTH
+    with pytest.raises(InputError, match="build every figure with `make` first"):
+        report.gallery(chosen, scorecard(), {}, tmp_path / "none", tmp_path)
     (tmp_path / "README.md").write_text("no marks")
     with pytest.raises(InputError, match=r"the lines .* are not there"):
-        report.gallery(PAPERS, scorecard, {}, tmp_path / "figures", tmp_path)
-    with pytest.raises(InputError, match="build every figure with `make` first"):
-        report.gallery(PAPERS, scorecard, {}, tmp_path / "none", tmp_path)
+        report.gallery({}, scorecard(), {}, tmp_path / "figures", tmp_path)
 
 
 TABLES = {"survival": "a table of faults", "survives": "a margin", "memory": "so many MB"}
@@ -157,22 +165,20 @@ def test_answers_take_every_number_from_the_results():
         assert SPECS[name].part == "review"
 
 
-def faulty_rows(error):
-    """Rows of one rule with an error(occurrence, seed), without faults and under three occurrences of one."""
-    table = []
-    for attack, rate, byzantine in (("none", 0.0, 0), ("crash", 0.01, 0), ("crash", 0.0, 1), ("crash", 0.0, 9)):
-        for seed in range(5):
-            row = {"measurement": "training", "aggregator": "krum", "attack": attack, "fault_rate": rate, "workers": 20}
-            row |= {"byzantine": byzantine, "seed": seed, "round": 10, "rounds": 10}
-            table.append({**row, "test_error": error((rate, byzantine), seed)})
-    return pd.DataFrame(table)
-
-
 def test_survival_marks_each_occurrence_from_the_rarest_on():
-    rise = {(0.0, 0): 0.0, (0.01, 0): 0.01, (0.0, 1): 0.05, (0.0, 9): 0.3}
-    text = report.survival(faulty_rows(lambda who, seed: 0.1 + rise[who] + 0.001 * (seed - 2) * (1 + who[1] % 2)))
-    assert text.splitlines()[0] == "| fault | how often | krum |"
-    assert text.splitlines()[2] == "| crash | 1 in 100 rounds, 1 of 20, 9 of 20 | ✔?✘ |"
+    rows, same = [], {"measurement": "training", "aggregator": "krum", "workers": 20, "round": 10, "rounds": 10}
+    for attack, fault_rate, byzantine, rise, spread in (
+        ("none", 0.0, 0, 0.0, 1),
+        ("crash", 0.01, 0, 0.01, 1),
+        ("crash", 0.0, 1, 0.05, 2),
+        ("crash", 0.0, 9, 0.3, 1),
+    ):
+        for seed in range(5):
+            row = {**same, "attack": attack, "fault_rate": fault_rate, "byzantine": byzantine, "seed": seed}
+            rows.append({**row, "test_error": 0.1 + rise + 0.001 * spread * (seed - 2)})
+    lines = report.survival(pd.DataFrame(rows)).splitlines()
+    assert lines[0] == "| fault | how often | krum |"
+    assert lines[2] == "| crash | 1 in 100 rounds, 1 of 20, 9 of 20 | ✔?✘ |"
 
 
 def test_memory_is_read_from_the_benchmark_files(tmp_path):
@@ -186,19 +192,3 @@ def test_memory_is_read_from_the_benchmark_files(tmp_path):
     assert report.memory(spec, tmp_path, 10_000, 10_000_000) == (
         "500 MB at 10,000 points, 510 MB at 10,000,000: 1.02 times"
     )
-
-
-def test_what_the_memory_is_measured_on_runs_in_a_process_of_its_own():
-    """The benchmark files of the workflow see a job's own process only, and short jobs run in the warm one."""
-    chosen = planning.plan(ROOT, {})
-    for cell in SPECS["data-size"].cells:
-        assert cell.slug in chosen.long_curves
-    rule = (ROOT / "Snakefile").read_text(encoding="utf-8").partition("use rule curve as long_curve")[2]
-    rule = rule.partition("\nrule ")[0]
-    assert 'module="krum",' in rule and "benchmark:" in rule
-
-
-@needs_smoke
-def test_smoke_touches_every_experiment_of_the_review():
-    for name in set(SPECS) - set(PAPERS):
-        assert (ROOT / "figures" / "smoke" / f"{name}.png").stat().st_size > 5_000
