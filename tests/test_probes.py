@@ -1,14 +1,23 @@
 """Probes: what they measure, against the paper's statements and against their own definitions."""
 
 import math
+import shutil
 from dataclasses import replace
 
 import numpy as np
+import oracle
 import pytest
+import torch
+import yaml
 
 from krum.errors import InputError
 from krum.simulation.cell import make_cell
+from krum.simulation import datasets
+from krum.simulation.gradients import subtract
+from krum.simulation.round import send, start
 from krum.suite import experiment, probes, theory
+
+SHORT = {"choices": {"rounds": 10}, "split": {"rounds": 25}, "exchange": {"ranks": 2, "dimension": 1_000}}
 
 
 def eta_as_written(n, f):
@@ -18,80 +27,89 @@ def eta_as_written(n, f):
     return (2 * (first + second)) ** 0.5
 
 
-@pytest.mark.parametrize("n, f", [(20, 0), (20, 6), (20, 8), (40, 18), (5, 1)])
-def test_eta(n, f):
-    assert theory.eta(n, f) == pytest.approx(eta_as_written(n, f))
+def test_eta_is_the_propositions_and_infinite_outside_it():
+    for n, f in ((20, 0), (20, 6), (20, 8), (40, 18), (5, 1)):
+        assert theory.eta(n, f) == pytest.approx(eta_as_written(n, f))
+    for n, f in ((20, 9), (4, 1), (2, 0)):
+        assert theory.eta(n, f) == math.inf
 
 
-@pytest.mark.parametrize("n, f", [(20, 9), (4, 1), (2, 0)])
-def test_eta_where_the_proposition_says_nothing(n, f):
-    assert theory.eta(n, f) == math.inf
+def test_every_probe_gives_the_rows_that_its_type_says_and_the_same_for_a_seed():
+    for name, registered in probes.PROBES.items():
+        first = probes.run_probe(name, 1, SHORT.get(name, {}))  # raises where a row does not fit
+        assert first and set(first[0]) == set(registered.columns) >= set(registered.options)
+        if name not in ("split", "exchange", "timing"):  # those that take longer or measure time
+            again, other = (probes.run_probe(name, seed, SHORT.get(name, {})) for seed in (1, 2))
+            assert repr(first) == repr(again) != repr(other)
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_the_plane(seed):
-    rows = probes.plane(seed, workers=20, byzantine=3)
-    points = np.array([[row["x"], row["y"]] for row in rows])
-    near = [row for row in rows if row["role"] == "at the barycentre"]
-    assert len(rows) == 20 and len(near) == 2
-    assert np.allclose(points.mean(0), [near[0]["x"], near[0]["y"]])
-    chosen = [row["role"] for row in rows if row["chosen_by_nearest_to_barycentre"]]
-    assert chosen == ["at the barycentre"]
-    assert [row["role"] for row in rows if row["chosen_by_krum"]] == ["honest"]
+def test_a_row_that_its_type_does_not_describe_is_refused(monkeypatch):
+    steering = probes.PROBES["steering"]
+    for wrong, words in (({"distance": 1}, "distance"), ({"distance": 0.5, "more": 2}, "more"), ({}, "distance")):
+        function = lambda seed, wrong=wrong: [{"distance": 0.5}, wrong]  # noqa: E731
+        monkeypatch.setitem(probes.PROBES, "steering", replace(steering, function=function))
+        with pytest.raises(InputError, match=f"probe steering: .* differ in {words}$"):
+            probes.run_probe("steering", 0, {})
 
 
-@pytest.mark.parametrize("f", [0, 6, 8])
-def test_the_bound_holds_where_it_should_and_nowhere_else_is_one(f):
-    rows = probes.resilience(0, workers=20, byzantine=f, dimension=50)
-    assert {row["noise"] for row in rows} == set(probes.NOISES)
-    assert {row["condition_holds"] for row in rows} == {True, False}
-    for row in rows:
-        sine = eta_as_written(20, f) * row["noise"]
-        assert row["condition_holds"] == (sine < 1)
-        if row["condition_holds"]:
-            assert row["bound"] == pytest.approx(1 - sine)
-            assert row["inner_product"] > row["bound"]
-        else:
-            assert math.isnan(row["bound"])
+def test_plane_puts_the_colluders_at_the_barycentre():
+    for seed in range(5):
+        rows = probes.run_probe("plane", seed, {"byzantine": 3})
+        points = np.array([[row["x"], row["y"]] for row in rows])
+        near = [row for row in rows if row["role"] == "at the barycentre"]
+        assert len(rows) == 20 and len(near) == 2
+        assert np.allclose(points.mean(0), [near[0]["x"], near[0]["y"]])
+        # Both rules again, from the points themselves: least sum to all, and to the n - f - 2 nearest.
+        squared = ((points[:, None] - points) ** 2).sum(-1)
+        nearest = np.sort(squared, 1)[:, 1 : 20 - 3 - 1].sum(1)
+        for column, scores, role in (
+            ("chosen_by_nearest_to_barycentre", squared.sum(1), "at the barycentre"),
+            ("chosen_by_krum", nearest, "honest"),
+        ):
+            (chosen,) = [number for number, row in enumerate(rows) if row[column]]
+            assert rows[chosen]["role"] == role and scores[chosen] == pytest.approx(scores.min())
 
 
-def test_the_attackers_are_those_of_an_omniscient_adversary():
-    """One attack at least beats Krum where nothing protects it: the probe can fail."""
-    rows = [row for row in probes.resilience(0, byzantine=8, dimension=1000) if row["noise"] == 4.0]
-    assert min(row["inner_product"] for row in rows) < 0.2
-    assert max(row["attacker_chosen"] for row in rows) > 0.9
+def test_resilience_stays_above_the_bound_where_the_proposition_holds():
+    for f in (0, 6, 8):
+        rows = probes.run_probe("resilience", 0, {"byzantine": f, "dimension": 50})
+        assert {row["noise"] for row in rows} == set(probes.NOISES)
+        assert {row["condition_holds"] for row in rows} == {True, False}
+        for row in rows:
+            sine = eta_as_written(20, f) * row["noise"]
+            assert row["condition_holds"] == (sine < 1)
+            if row["condition_holds"]:
+                assert row["bound"] == pytest.approx(1 - sine)
+                assert row["inner_product"] > row["bound"]
+            else:
+                assert math.isnan(row["bound"])
+
+
+def test_resilience_can_fail_where_nothing_protects_krum():
+    rows = probes.run_probe("resilience", 0, {"byzantine": 8, "dimension": 1000})
+    loudest = [row for row in rows if row["noise"] == 4.0]
+    assert min(row["inner_product"] for row in loudest) < 0.2
+    assert max(row["attacker_chosen"] for row in loudest) > 0.9
     assert {"gaussian", "worst-honest", "minus-1-mean"} <= {row["attack"] for row in rows}
 
 
-def test_honest_noise_has_the_length_that_is_asked_for():
-    rng = np.random.default_rng(0)
-    noise, d = 0.5, 400
-    honest = noise / math.sqrt(d) * rng.standard_normal((200, d))
-    assert np.sqrt((honest**2).sum(1).mean()) == pytest.approx(noise, rel=0.02)
-
-
-def test_steering():
-    (averaged,) = probes.steering(0, dimension=200, aggregator="average")
-    (chosen,) = probes.steering(0, dimension=200, aggregator="krum")
+def test_steering_moves_averaging_to_any_vector_and_not_krum():
+    averaged, chosen = (
+        probes.run_probe("steering", 0, {"dimension": 200, "aggregator": rule})[0] for rule in ("average", "krum")
+    )
     assert averaged["distance"] < 1e-5 < 0.5 < chosen["distance"]
 
 
-def test_timing():
-    (row,) = probes.taken("timing", 0, {"workers": 10, "dimension": 100})
-    assert row["seconds"] > 0
+def test_timing_and_its_threads():
+    threads = torch.get_num_threads()
+    (row,) = probes.run_probe("timing", 0, {"workers": 10, "dimension": 100})
+    assert 0 < row["seconds"] < 0.1 and torch.get_num_threads() == threads
 
 
 def test_choices_are_those_of_a_loop_over_explicit_vectors():
     """Whom Krum chooses in three rounds, by plain lists of numbers: gradients, scores, ranks and lengths."""
-    import oracle
-    import torch
-
-    from krum.simulation import datasets
-    from krum.simulation.gradients import subtract
-    from krum.simulation.round import send, start
-
     rounds, f = 3, 6
-    found = probes.choices(1, rounds=rounds, declared_f=f)
+    rows = probes.run_probe("choices", 1, {"rounds": rounds, "declared_f": f})
     cell = make_cell({"dataset": "spambase", "aggregator": "krum", "declared_f": f})
     state = start(cell, datasets.load("spambase"), seeds=[1], dtype=torch.float64)
     by_length, by_distance, ratios = [], [], []
@@ -106,79 +124,54 @@ def test_choices_are_those_of_a_loop_over_explicit_vectors():
         subtract(state.parameters, torch.from_numpy(vectors[None, winner]), cell.learning_rate)
         state.round += 1
     for order, ranks in (("length", by_length), ("distance", by_distance)):
-        shares = {row["rank"]: row["share"] for row in found if row["order"] == order}
+        shares = {row["rank"]: row["share"] for row in rows if row["order"] == order}
         assert shares == pytest.approx({rank: ranks.count(rank) / rounds for rank in range(1, 21)})
-    assert found[0]["norm_ratio"] == pytest.approx(np.mean(ratios), rel=1e-3)
-    assert all(row["attacker_chosen"] == 0 for row in found)
+    assert rows[0]["norm_ratio"] == pytest.approx(np.mean(ratios), rel=1e-3)
+    assert all(row["attacker_chosen"] == 0 for row in rows)
 
 
 def test_choices_under_attack_are_shares_of_the_honest():
-    found = probes.choices(0, rounds=3, byzantine=6, declared_f=0, aggregator="multi-krum")
-    assert sum(row["share"] for row in found if row["order"] == "length") == pytest.approx(1)
-    assert max(row["rank"] for row in found) == 14 and found[0]["attacker_chosen"] == pytest.approx(0.3)
+    rows = probes.run_probe("choices", 0, {"rounds": 3, "byzantine": 6, "declared_f": 0, "aggregator": "multi-krum"})
+    assert sum(row["share"] for row in rows if row["order"] == "length") == pytest.approx(1)
+    assert max(row["rank"] for row in rows) == 14 and rows[0]["attacker_chosen"] == pytest.approx(0.3)
 
 
-@pytest.mark.parametrize("name", [name for name, probe in probes.PROBES.items() if not probe.alone])
-def test_a_seed_gives_the_same_rows_every_time(name):
-    first, again, other = (probes.taken(name, seed, {}) for seed in (1, 1, 2))
-    assert repr(first) == repr(again) != repr(other)
-
-
-def test_a_row_that_its_decorator_does_not_describe_is_refused(monkeypatch):
-    steering = probes.PROBES["steering"]
-    right = {"workers": 3, "dimension": 5, "aggregator": "average", "distance": 0.5}
-    for wrong in ({**right, "distance": 1}, {**right, "more": 2}, {k: v for k, v in right.items() if k != "workers"}):
-        monkeypatch.setitem(
-            probes.PROBES, "steering", replace(steering, function=lambda seed, wrong=wrong: [right, wrong])
-        )
-        with pytest.raises(InputError, match=r"probe steering: .* differ in (distance|more|workers)$"):
-            probes.taken("steering", 0, {})
-    monkeypatch.setitem(probes.PROBES, "steering", replace(steering, function=lambda seed: [right]))
-    assert probes.taken("steering", 0, {}) == [right]
-
-
-GOOD = {"name": "resilience", "byzantine": 6}
-
-
-@pytest.mark.parametrize(
-    "changes, words",
-    [
-        ({"name": "resilence"}, "unknown probe 'resilence'; did you mean 'resilience'?"),
-        ({"name": ...}, "name is missing"),
-        ({"byzantin": 3}, "unknown option 'byzantin'; did you mean 'byzantine'?"),
-        ({"byzantine": 9}, "needs 2f + 2 < n: found n = 20, f = 9; use at least 21 workers"),
-        ({"byzantine": -1}, "found -1; give a positive integer"),
-        ({"dimension": "high"}, "found 'high'; give a positive integer"),
-        ({"dimension": float("nan")}, "found nan"),
-        ({"dimension": []}, "found an empty list"),
-        ({"name": "plane", "distance": -1.0}, "found -1.0; give a positive number"),
-        ({"seeds": 0}, "seeds: found 0; give a positive integer"),
-        ({"name": "steering", "byzantine": ..., "aggregator": "krun"}, "did you mean 'krum'?"),
-        ({"name": "steering", "byzantine": ..., "aggregator": "1-p-krum"}, "depends on chance"),
-        ({"name": "steering", "byzantine": ..., "workers": 4, "aggregator": "krum"}, "found n = 4, f = 1"),
-        ({"name": "timing", "byzantine": ..., "workers": 2}, "workers: found 2; give at least 3"),
-        ({"name": "plane", "byzantine": 1}, "found 1; give at least 2 colluders"),
-        ({"name": "steering", "byzantine": ..., "aggregator": 3}, "found 3; give a text"),
-        ({"name": "choices", "dataset": "spambas"}, "unknown data set 'spambas'; did you mean 'spambase'?"),
-        ({"name": "choices", "aggregator": "median"}, "median does not choose vectors"),
-        ({"name": "exchange", "byzantine": ..., "ranks": 1}, "ranks: found 1; give at least 2"),
-        ({"name": "split", "slices": "both"}, "slices: found 'both'; give together or apart"),
-        ({"name": "choices", "declared_f": 9}, "found n = 20, f = 9"),
-    ],
-)
-def test_bad_probes(changes, words, tmp_path):
-    import shutil
-
-    import yaml
-
+def test_bad_probes_are_refused_in_one_line(tmp_path):
     for file in ("defaults.yaml", "schema.yaml"):
         shutil.copy(experiment.EXPERIMENTS / file, tmp_path)
-    block = {key: value for key, value in {**GOOD, **changes}.items() if value is not ...}
-    document = {"title": "t", "claim": "c", "figure": {"kind": "resilience"}, "probes": [block]}
-    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(document))
-    with pytest.raises(InputError) as caught:
-        experiment.load(tmp_path / "mine.yaml")
-    assert words in str(caught.value) and "probes[0]" in str(caught.value) and "\n" not in str(caught.value)
+    for block, words in (
+        ({"name": "resilence"}, "unknown probe 'resilence'; did you mean 'resilience'?"),
+        ({"workers": 20}, "name is missing"),
+        ({"name": "resilience", "byzantin": 3}, "unknown option 'byzantin'; did you mean 'byzantine'?"),
+        ({"name": "resilience", "byzantine": 9}, "needs 2f + 2 < n: found n = 20, f = 9; use at least 21 workers"),
+        ({"name": "resilience", "byzantine": 20}, "found 20 of 20 workers; give fewer"),
+        ({"name": "resilience", "byzantine": -1}, "found -1; give a positive integer"),
+        ({"name": "resilience", "dimension": "high"}, "found 'high'; give a positive integer"),
+        ({"name": "resilience", "dimension": float("nan")}, "found nan"),
+        ({"name": "resilience", "dimension": []}, "found an empty list"),
+        ({"name": "resilience", "dimension": 10**10}, "dimension: found 10,000,000,000; the vectors hold"),
+        ({"name": "resilience", "seeds": 0}, "seeds: found 0; give a positive integer"),
+        ({"name": "plane", "distance": -1.0}, "found -1.0; give a positive number"),
+        ({"name": "plane", "byzantine": 1}, "found 1; give at least 2 colluders"),
+        ({"name": "steering", "aggregator": "krun"}, "did you mean 'krum'?"),
+        ({"name": "steering", "aggregator": "1-p-krum"}, "depends on chance"),
+        ({"name": "steering", "aggregator": 3}, "found 3; give a text"),
+        ({"name": "steering", "workers": 4, "aggregator": "krum"}, "found n = 4, f = 1"),
+        ({"name": "timing", "workers": 2}, "workers: found 2; give at least 3"),
+        ({"name": "choices", "dataset": "spambas"}, "unknown data set 'spambas'; did you mean 'spambase'?"),
+        ({"name": "choices", "batch_size": 5_000}, "batch_size: found 5000; spambase holds 4601 samples"),
+        ({"name": "choices", "aggregator": "median"}, "median does not choose vectors"),
+        ({"name": "choices", "declared_f": 9}, "found n = 20, f = 9"),
+        ({"name": "exchange", "ranks": 1}, "ranks: found 1; give at least 2"),
+        ({"name": "exchange", "ranks": 65}, "ranks: found 65; give at most 64 processes"),
+        ({"name": "split", "slices": "both"}, "slices: found 'both'; give together or apart"),
+    ):
+        document = {"title": "t", "claim": "c", "figure": {"kind": "resilience"}, "probes": [block]}
+        (tmp_path / "mine.yaml").write_text(yaml.safe_dump(document))
+        with pytest.raises(InputError) as caught:
+            experiment.load(tmp_path / "mine.yaml")
+        line = str(caught.value)
+        assert words in line and "probes[0]" in line and "\n" not in line, block
 
 
 def test_probes_survive_their_text():

@@ -159,8 +159,10 @@ def _check_numbers(vectors: int, dimension: int) -> None:
 
 
 def _check_ranks(ranks: int) -> None:
-    if not 2 <= ranks <= MOST_RANKS:
-        raise InputError(f"ranks: found {ranks}; give at least 2 processes, and at most {MOST_RANKS}")
+    if ranks < 2:
+        raise InputError(f"ranks: found {ranks}; give at least 2 processes")
+    if ranks > MOST_RANKS:
+        raise InputError(f"ranks: found {ranks}; give at most {MOST_RANKS} processes")
 
 
 class PlaneRow(TypedDict):

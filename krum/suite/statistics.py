@@ -1,5 +1,7 @@
 """From seeds to a mean and its confidence band."""
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 from scipy.stats import bootstrap
@@ -22,7 +24,7 @@ def band(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return mean, interval.low, interval.high
 
 
-def _bootstrapped(values: np.ndarray):
+def _bootstrapped(values: np.ndarray) -> Any:
     """The bootstrap of the means over seeds, [points, resamples] as `bootstrap_distribution`, and their intervals."""
     return bootstrap(
         (values,),
@@ -46,12 +48,13 @@ def crossing(x: np.ndarray, differences: np.ndarray) -> tuple[float, float, floa
     differences = np.asarray(differences, dtype=np.float64)
     if not len(x):
         return np.inf, np.nan, np.nan
-    value = float(_first_rise(np.asarray(x, np.float64), differences.mean(0)[:, None])[0])
+    x = np.asarray(x, dtype=np.float64)
+    value = float(_first_rise(x, differences.mean(0)[:, None])[0])
     if len(differences) < 2:
         return value, np.nan, np.nan
-    found = np.sort(_first_rise(np.asarray(x, np.float64), _bootstrapped(differences).bootstrap_distribution))
-    outside = round((1 - CONFIDENCE) / 2 * len(found))  # no interpolation: it may be between a number and infinity
-    return value, float(found[outside]), float(found[-1 - outside])
+    places = np.sort(_first_rise(x, _bootstrapped(differences).bootstrap_distribution))
+    outside = round((1 - CONFIDENCE) / 2 * len(places))  # no interpolation: it may be between a number and infinity
+    return value, float(places[outside]), float(places[-1 - outside])
 
 
 def _first_rise(x: np.ndarray, means: np.ndarray) -> np.ndarray:
@@ -86,9 +89,9 @@ def error_within(rows: pd.DataFrame, per_round: pd.Series, budget: float, like: 
     Between two recorded rounds, the error is a straight line. NaN where a run ends before the budget does, by more than
     a hundredth of it.
     """
-    found = {}
+    errors = {}
     spent = rows.assign(spent=rows["round"] * per_round).sort_values("spent")
     for key, run in spent.groupby(["cell", "seed"]):
         enough = run["spent"].iloc[-1] >= 0.99 * budget
-        found[key] = np.interp(budget, run["spent"], run["test_error"]) if enough else np.nan
-    return np.array([found[key] for key in like[["cell", "seed"]].itertuples(index=False, name=None)])
+        errors[key] = np.interp(budget, run["spent"], run["test_error"]) if enough else np.nan
+    return np.array([errors[key] for key in like[["cell", "seed"]].itertuples(index=False, name=None)])

@@ -1,10 +1,10 @@
 """What follows from formulas alone: Proposition 1 of Blanchard et al. (2017), and what a round costs."""
 
 import math
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    import pandas as pd
+import pandas as pd
+
+from krum.rules.aggregators import AGGREGATORS
 
 
 def eta(n: int, f: int) -> float:
@@ -23,21 +23,19 @@ def eta(n: int, f: int) -> float:
     return math.sqrt(2 * (n - f + (f * (n - f - 2) + f**2 * (n - f - 1)) / (n - 2 * f - 2)))
 
 
-def condition(rows: "pd.DataFrame") -> "pd.Series":
+def condition(rows: pd.DataFrame) -> pd.Series:
     """`eta sqrt(d) sigma / ||g||` of training rows with measured gradients; the proposition needs it below 1."""
     etas = [eta(n, f) for n, f in zip(rows["workers"], rows["declared_f"], strict=True)]
     return etas * rows["gradient_noise"] / rows["gradient_norm"]
 
 
-def arithmetic(rows: "pd.DataFrame") -> "pd.Series":
+def arithmetic(rows: pd.DataFrame) -> pd.Series:
     """Operations of one round per parameter, of all n workers and the server.
 
     A sample's gradient takes three multiply-adds per parameter (forward, and twice backward); the server's n additions
     average, `n (n + 1) / 2` multiply-adds make a Gram matrix, to which a rule that weighs adds the n of its sum, and
     `n log2 n` comparisons sort the values of a coordinate.
     """
-    from krum.rules.aggregators import AGGREGATORS
-
     rules = rows["aggregator"].map(AGGREGATORS)
     n = rows["workers"].astype(float)
     server = n.where(rules.map(lambda rule: rule.fixed_weights), n + n * (n + 1) / 2)
