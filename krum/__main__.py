@@ -85,7 +85,7 @@ def probe(*, probe: Annotated[str, "the probe as JSON text, see `cells`"], outpu
     rows = [
         {"seed": seed, **row} for seed in range(chosen.seeds) for row in probes.run_probe(chosen.name, seed, options)
     ]
-    store.write_probe(chosen, rows, output, _source(chosen))
+    store.write_probe(chosen.name, rows, output, {"probe": json.loads(chosen.to_json()), **_source(chosen)})
 
 
 @command

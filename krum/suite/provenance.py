@@ -54,7 +54,8 @@ def code_digest(measured: Cell | Probe) -> str:
         functions = frozenset(FUNCTIONS[name] for name in used if name is not None)
         parts = [sliced(functions, *GROUND, "rules", "simulation", "suite/store.py")]
     else:
-        parts = [whole(*GROUND, "rules", "simulation", "distributed", "suite/store.py", "suite/theory.py")]
+        folders = ["rules", "distributed", *(["simulation"] if PROBES[measured.name].training else [])]
+        parts = [whole(*GROUND, *folders, "suite/store.py", "suite/theory.py")]
         parts += [sliced(frozenset([FUNCTIONS[measured.name]]), "suite/probes.py")]
     return _digest([*parts, *(f"{name} {number}" for name, number in libraries().items())])
 

@@ -20,7 +20,6 @@ import pyarrow.parquet as pq
 from krum.errors import InputError
 from krum.simulation import datasets
 from krum.simulation.cell import OPTIONS, Cell
-from krum.suite.probes import Probe
 
 METADATA_KEY = b"krum"
 TRAINING = "training"  # the measurement of a row that is no probe's
@@ -65,10 +64,9 @@ def write_curve(cell: Cell, columns: Mapping[str, np.ndarray], path: Path, prove
     write_table(pa.Table.from_arrays(arrays, schema=CURVE), path, {"cell": json.loads(cell.to_json()), **provenance})
 
 
-def write_probe(probe: Probe, rows: Sequence[Mapping[str, Any]], path: Path, provenance: Mapping[str, Any]) -> None:
+def write_probe(name: str, rows: Sequence[Mapping[str, Any]], path: Path, provenance: Mapping[str, Any]) -> None:
     """Write a probe's rows, with its name as the measurement; every row has the same columns."""
-    table = pa.Table.from_pylist([{"measurement": probe.name, **row} for row in rows])
-    write_table(table, path, {"probe": json.loads(probe.to_json()), **provenance})
+    write_table(pa.Table.from_pylist([{"measurement": name, **row} for row in rows]), path, provenance)
 
 
 def write_experiment(name: str, curves: Sequence[Path], path: Path, provenance: Mapping[str, Any]) -> None:
