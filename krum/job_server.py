@@ -83,4 +83,5 @@ def run(arguments: list[str]) -> None:
 if __name__ == "__main__":
     if sys.argv[1] == "--serve":
         serve(socket.socket(fileno=int(sys.argv[2])), Path(sys.argv[3]))
-    run(sys.argv[1:])
+    else:
+        run(sys.argv[1:])
