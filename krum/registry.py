@@ -1,10 +1,11 @@
 """What aggregators, attacks and models have in common: a kebab-case name and keyword options."""
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from numbers import Integral
-from typing import Any, TypeVar
+from types import NoneType
+from typing import Any, TypeVar, get_args, get_origin
 
 import numpy as np
 
@@ -12,6 +13,7 @@ from krum.errors import InputError, unknown
 
 LARGEST = 1e30
 NUMBER = (float, int, np.floating, np.integer)
+LIST = "a list of positive integers"
 Entry = TypeVar("Entry")
 
 
@@ -50,22 +52,17 @@ def _options_of(function: Callable) -> dict[str, inspect.Parameter]:
 
 
 def _check_value(where: str, parameter: inspect.Parameter, value: Any) -> None:
-    declared = str(parameter.annotation)
-    if value is None and parameter.default is None:
-        return
-    if "Sequence" in declared:
-        if not isinstance(value, list | tuple) or not all(_positive(item, Integral) for item in value):
-            raise InputError(f"{where}: found {value!r:.60}; give a list of positive integers")
-    elif "float" in declared:
-        if not _positive(value, NUMBER):
-            raise InputError(f"{where}: found {value!r:.60}; give a positive number of at most {LARGEST:g}")
-    elif declared == "<class 'str'>":
-        if not isinstance(value, str):
-            raise InputError(f"{where}: found {value!r:.60}; give a text")
-    elif parameter.default == 0 and value == 0 and not isinstance(value, bool):
-        return
-    elif not _positive(value, Integral):
-        raise InputError(f"{where}: found {value!r:.60}; give a positive integer")
+    declared = [kind for kind in (get_args(parameter.annotation) or (parameter.annotation,)) if kind is not NoneType]
+    if get_origin(parameter.annotation) is Sequence:
+        fits, wanted = isinstance(value, list | tuple) and all(_positive(item, Integral) for item in value), LIST
+    elif declared == [str]:
+        fits, wanted = isinstance(value, str), "a text"
+    elif declared == [float]:
+        fits, wanted = _positive(value, NUMBER), f"a positive number of at most {LARGEST:g}"
+    else:
+        fits, wanted = _positive(value, Integral), "a positive integer"
+    if not fits and not (type(value) in (int, NoneType) and value == parameter.default):
+        raise InputError(f"{where}: found {value!r:.60}; give {wanted}")
 
 
 def _positive(value: Any, kind: Any) -> bool:

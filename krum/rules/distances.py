@@ -18,7 +18,7 @@ BLOCK = 2**17  # numbers that are held in float64 at a time
 PRODUCTS_BLOCK = 2**22  # numbers whose float32 products are computed at a time
 CHUNK, GROUP = 512, 8  # float32 products are summed over CHUNK columns, GROUP of these sums in float32, then in float64
 ROWS = 128  # rows whose products with those after them are computed together: the matrix is symmetric
-FLOAT64_ROUNDING = 1e-11  # relative, of a sum of squares; generous
+FLOAT64_ROUNDING = 1e-12  # relative, of what is added up in float64 to a score
 
 
 def squared_distances(vectors: Tensor) -> Tensor:
@@ -102,10 +102,11 @@ def narrowed(bounds: Tensor, blocks: Sequence[RowBlock], rows: Tensor) -> Tensor
         reference = None
         for columns in _columns(block, max(1, BLOCK // n), torch.float64):
             if reference is None:
-                reference = central_row(columns)
-            columns = columns - columns[reference]
+                reference = _reference(columns)
+            if reference >= 0:
+                columns -= columns[reference].clone()
             products.addmm_(columns[rows], columns.mT)
-            lengths += columns.square().sum(-1)
+            lengths += torch.linalg.vecdot(columns, columns)
     distances = lengths[rows, None] + lengths - 2 * products
     norms = lengths.sqrt()
     summed = max(1, BLOCK // n) + sum(len(block[0]) for block in blocks) // max(1, BLOCK // n) + 4

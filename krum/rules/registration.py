@@ -206,4 +206,4 @@ def sum_of_nearest(measure: Tensor, neighbours: int) -> Tensor:
     """For each i the sum of its `neighbours` least values `measure[..., i, j]`, j != i, from the least one on."""
     to_others = measure.clone()
     to_others.diagonal(dim1=-2, dim2=-1).fill_(torch.inf)
-    return to_others.sort(-1).values[..., :neighbours].sum(-1)
+    return to_others.topk(neighbours, largest=False).values.sum(-1)  # in ascending order, so that ties stay ties

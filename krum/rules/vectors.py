@@ -1,4 +1,4 @@
-"""Normalises a matrix, a list or state dicts to flat row blocks without copying, and gives results their form."""
+"""Normalises a matrix, a list or state dicts to flat row blocks without copying, and gives the result their form."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
