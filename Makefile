@@ -74,7 +74,7 @@ clean:
 	rm -rf results/*.parquet results/*.json results/curves results/probes results/benchmarks results/performance results/smoke
 	rm -rf figures/*.png figures/*.pdf figures/*.html figures/scorecard.md figures/smoke
 	find results figures -name '.*.partial*' -delete
-	rm -rf logs .snakemake report.html data/prepared
+	rm -rf logs .snakemake report.html
 
 $(READY): requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: found Python %d.%d; give 3.11 or later, as in make PYTHON=python3.12" % sys.version_info[:2] or 0)'

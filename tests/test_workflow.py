@@ -102,7 +102,6 @@ def test_every_direct_dependency_is_pinned():
             imported |= {known_as.get(module.partition(".")[0], module.partition(".")[0]) for module in modules}
     peers = (ROOT / "requirements-bench.txt").read_text().splitlines()
     names |= {line.partition("==")[0] for line in peers if not line.startswith("#")}
-    names.add("llvmlite")  # numba's, of the one version that it takes
     own = {"krum", "benchmarks"} | {path.stem for path in (ROOT / "tests").glob("*.py")}
     assert {name for name in imported - own if name not in sys.stdlib_module_names} <= names
 
