@@ -6,11 +6,11 @@ import sys
 sys.path.insert(0, workflow.basedir)
 
 from krum import job_server
-from krum.suite import planning
+from krum.suite import planning, provenance
 
 planning.prefer_this_python()
 PLAN = planning.plan_or_exit(workflow.basedir, config)
-RESULTS, FIGURES = PLAN.results, PLAN.figures
+RESULTS, FIGURES, DRAWING = PLAN.results, PLAN.figures, provenance.drawing_digest()
 config["captions"] = PLAN.captions  # for the report
 
 
@@ -37,14 +37,12 @@ localrules:
 rule all:
     default_target: True
     input:
-        [PLAN.figure_files(name) for name in PLAN.names(review=False)],
-        PLAN.scorecard_files(review=False),
+        PLAN.all_files(review=False),
 
 
 rule review:
     input:
-        [PLAN.figure_files(name) for name in PLAN.names(review=True)],
-        PLAN.scorecard_files(review=True),
+        PLAN.all_files(review=True),
 
 
 for name in PLAN.experiments:
@@ -137,7 +135,7 @@ rule figure:
         "environment.yml"
     params:
         stem=f"{FIGURES}/{{experiment}}",
-        digest=PLAN.drawing_digest,
+        digest=DRAWING,
     shell:
         "python -P krum/job_server.py figure {input} --output {params.stem} > {log} 2>&1"
 
@@ -154,7 +152,7 @@ rule claims:
     conda:
         "environment.yml"
     params:
-        digest=PLAN.drawing_digest,
+        digest=DRAWING,
     shell:
         "python -P krum/job_server.py claims {input.results} --output {output.claims} --captions {output.captions} > {log} 2>&1"
 
@@ -181,7 +179,7 @@ rule scorecard:
     conda:
         "environment.yml"
     params:
-        digest=PLAN.drawing_digest,
+        digest=DRAWING,
     shell:
         "python -P krum/job_server.py scorecard {input} --page {output.page} --table {output.table} > {log} 2>&1"
 

@@ -11,14 +11,15 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_args, get_origin
+from typing import Annotated, Any, get_args, get_origin
 
 import pyarrow as pa
 import torch
 from tqdm import tqdm
 
-from krum.errors import InputError
+from krum.errors import InputError, located
 from krum.simulation import datasets, run
 from krum.simulation.cell import Cell
 from krum.suite import claims as scorecards
@@ -31,7 +32,6 @@ REPEATS = {  # how far the same cell gives the same curve again
     "other": "to rounding: the order of this device's sums is its own",
 }
 COMMANDS: dict[str, Callable[..., None]] = {}
-Given = TypeVar("Given")
 
 Output = Annotated[Path, "the parquet file"]
 Results = Annotated[Path, "the folder of the results"]
@@ -50,7 +50,7 @@ def data(name: Annotated[str, "the data set"], *, output: Annotated[Path | None,
     """Get a data set, check every byte, and note the checksums."""
     checksums = datasets.obtain(name)
     if output is not None:
-        _write(output, "".join(f"{digest}  {file}\n" for file, digest in checksums.items()))
+        store.write_text(output, "".join(f"{digest}  {file}\n" for file, digest in checksums.items()))
     print(f"{name}: {len(checksums)} file(s), every checksum fits")
 
 
@@ -63,7 +63,9 @@ def curve(
     benchmark: Annotated[Path | None, "a file for the seconds and the memory that it took"] = None,
 ) -> None:
     """Simulate one cell, all its seeds."""
-    start, chosen = time.monotonic(), _given("--cell", Cell.from_json, cell)
+    start = time.monotonic()
+    with located("--cell, a line of `python -m krum cells`"):
+        chosen = Cell.from_json(cell)
     kind = run.pick_device(device).type
     with tqdm(total=chosen.rounds, desc=chosen.slug, unit="round", mininterval=5) as bar:
         columns = run.simulate(chosen, device=device, progress=lambda round_: bar.update(round_ - bar.n))
@@ -73,18 +75,17 @@ def curve(
         import resource
 
         megabytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        _write(benchmark, f"s\tmax_rss\n{time.monotonic() - start:.1f}\t{megabytes:.1f}\n")
+        store.write_text(benchmark, f"s\tmax_rss\n{time.monotonic() - start:.1f}\t{megabytes:.1f}\n")
 
 
 @command
 def probe(*, probe: Annotated[str, "the probe as JSON text, see `cells`"], output: Output) -> None:
     """Take one measurement that is no training run, all its seeds."""
     torch.set_num_threads(1)
-    chosen = _given("--probe", Probe.from_json, probe)
-    options = dict(chosen.options)
-    rows = [
-        {"seed": seed, **row} for seed in range(chosen.seeds) for row in probes.run_probe(chosen.name, seed, options)
-    ]
+    with located("--probe, a line of `python -m krum cells`"):
+        chosen = Probe.from_json(probe)
+    run_probe = partial(probes.run_probe, chosen.name, options=dict(chosen.options))
+    rows = [{"seed": seed, **row} for seed in range(chosen.seeds) for row in run_probe(seed)]
     store.write_probe(chosen.name, rows, output, {"probe": json.loads(chosen.to_json()), **_source(chosen)})
 
 
@@ -101,17 +102,21 @@ def collect(
         spec = experiment.load(experiment_file, json.loads(overrides))
     except json.JSONDecodeError as error:
         raise InputError(f"--overrides: not JSON ({error})") from None
-    missing = spec.slugs
+    missing = {measured.slug for measured in spec.measured}
     for path in curves:
-        measured, code = _measured(path)
-        if code != provenance.code_digest(measured):
+        _, metadata = store.read(path)
+        description = metadata.get("cell") or metadata.get("probe")
+        if description is None:
+            raise InputError(f"{path}: not a single curve or probe; give files from results/curves or results/probes")
+        measured = (Cell if "cell" in metadata else Probe).from_json(json.dumps(description))
+        if metadata["code"] != provenance.code_digest(measured):
             raise InputError(f"{path}: computed by other code than today's; delete it and run snakemake again")
         if measured.slug not in missing:
             raise InputError(f"{path}: holds {measured.slug}, which {experiment_file} does not ask for or has already")
         missing.remove(measured.slug)
     source = {
         "experiment": {"name": spec.name, "title": spec.title, "claim": spec.claim, "figure": dict(spec.figure)},
-        "yaml": spec.source,
+        "yaml": experiment_file.read_text(encoding="utf-8"),
         "overrides": dict(spec.overrides),
         "git": provenance.git_commit(),
     }
@@ -136,7 +141,7 @@ def claims(
     if idle := set(rows) - {claim.experiment for claim in claimed}:
         raise InputError(f"claims: no claim is about {', '.join(sorted(idle))}; leave its results out")
     evaluated = scorecards.evaluate(claimed, rows)
-    _write(captions, report.to_json(report.captions(experiment.load_all(), rows, evaluated)))
+    store.write_text(captions, report.to_json(report.captions(experiment.load_all(), rows, evaluated)))
     store.write_table(pa.Table.from_pandas(evaluated, preserve_index=False), output, {"digests": digests})
     print(report.tally(evaluated))
 
@@ -152,14 +157,14 @@ def scorecard(
     rows, _ = store.read(claims)
     if "verdict" not in rows:
         raise InputError(f"{claims}: no verdicts in it; give results/claims.parquet")
-    _write(page, report.page(rows))
-    _write(table, report.markdown(rows))
+    store.write_text(page, report.page(rows))
+    store.write_text(table, report.markdown(rows))
 
 
 @command
 def fidelity(*, output: Annotated[Path, "the Markdown file"] = Path("docs/fidelity.md")) -> None:
     """Write docs/fidelity.md from the experiments."""
-    _write(output, fidelity_page.fidelity(experiment.load_all()))
+    store.write_text(output, fidelity_page.fidelity(experiment.load_all()))
 
 
 @command
@@ -191,7 +196,7 @@ def review(*, results: Results = Path("results"), figures: Figures = Path("figur
     for name, spec in experiments.items():
         if spec.part == "review":
             report.copy_figure(name, figures, root, "make review")
-    _write(root / "docs" / "review.md", text)
+    store.write_text(root / "docs" / "review.md", text)
 
 
 @command
@@ -209,16 +214,8 @@ def figure(
 @command
 def cells(experiment_file: Yaml) -> None:
     """Check an experiment and print its training runs and probes, one JSON text a line."""
-    spec = experiment.load(experiment_file)
-    for text in [cell.to_json() for cell in spec.cells] + [probe.to_json() for probe in spec.probes]:
-        print(text)
-
-
-def _given(flag: str, read: Callable[[str], Given], text: str) -> Given:
-    try:
-        return read(text)
-    except InputError as error:
-        raise InputError(f"{flag}: {error}; take one from `python -m krum cells`") from None
+    for measured in experiment.load(experiment_file).measured:
+        print(measured.to_json())
 
 
 def _source(measured: Cell | Probe) -> dict[str, Any]:
@@ -229,27 +226,12 @@ def _source(measured: Cell | Probe) -> dict[str, Any]:
     return source
 
 
-def _measured(path: Path) -> tuple[Cell | Probe, str]:
-    """The cell or probe whose rows a file holds, and the digest of the code that computed them."""
-    _, metadata = store.read(path)
-    if "cell" in metadata:
-        return Cell.from_json(json.dumps(metadata["cell"])), metadata["code"]
-    if "probe" in metadata:
-        return Probe.from_json(json.dumps(metadata["probe"])), metadata["code"]
-    raise InputError(f"{path}: not a single curve or probe; give files from results/curves or results/probes")
-
-
 def _results(path: Path) -> tuple[Any, dict[str, Any]]:
     """An experiment's rows and their metadata."""
     rows, metadata = store.read(path)
     if "experiment" not in metadata:
         raise InputError(f"{path}: not an experiment's results; give results/<experiment>.parquet")
     return rows, metadata
-
-
-def _write(path: Path, text: str) -> None:
-    with store.replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
 
 
 # ------------------------------------------------------------------------------------------------- the command line
@@ -260,18 +242,19 @@ def parser() -> argparse.ArgumentParser:
     result = argparse.ArgumentParser(prog="python -m krum", description="Steps of the workflow; `snakemake` runs them.")
     subparsers = result.add_subparsers(required=True, metavar="command", dest="command")
     for name, function in COMMANDS.items():
-        added = subparsers.add_parser(name, help=function.__doc__, description=function.__doc__)
+        texts: dict[str, Any] = {"help": function.__doc__, "description": function.__doc__}
+        added = subparsers.add_parser(name, **texts, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
         for parameter in inspect.signature(function).parameters.values():
             kind, help_text = get_args(parameter.annotation)
             options: dict[str, Any] = {"help": help_text, "type": str if kind is str else Path}
-            if parameter.kind is parameter.KEYWORD_ONLY:
-                options["required"] = parameter.default is parameter.empty
-                if parameter.default not in (parameter.empty, None):
-                    options |= {"default": parameter.default, "help": f"{help_text} (default: {parameter.default})"}
-                added.add_argument(f"--{parameter.name}", **options)
-            else:
-                options |= {"nargs": "+"} if get_origin(kind) is list else {}
-                added.add_argument(parameter.name, **options)
+            if parameter.kind is not parameter.KEYWORD_ONLY:
+                added.add_argument(parameter.name, nargs="+" if get_origin(kind) is list else None, **options)
+                continue
+            options["required"] = parameter.default is parameter.empty
+            options["default"] = (
+                argparse.SUPPRESS if parameter.default in (parameter.empty, None) else parameter.default
+            )
+            added.add_argument(f"--{parameter.name}", **options)
     return result
 
 
@@ -281,8 +264,7 @@ def main(argv: list[str] | None = None) -> int:
     function = COMMANDS[arguments.pop("command")]
     try:
         for name in {"output", "captions", "page", "table"} & arguments.keys():
-            if arguments[name] is not None:
-                store.check_writable(arguments[name])
+            store.check_writable(arguments[name])
         function(**arguments)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -1,6 +1,7 @@
 """The one error for bad input, and the "did you mean" that goes with it."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
 
 LONGEST = 600  # characters of a message
@@ -12,6 +13,15 @@ class InputError(ValueError):
     def __init__(self, message: str):
         line = " ".join(message.split())  # what was found may have lines of its own, such as a tensor
         super().__init__(line if len(line) <= LONGEST else f"{line[: LONGEST - 4]} ...")
+
+
+@contextmanager
+def located(where: str) -> Iterator[None]:
+    """Begin the message of an InputError with the place that is wrong."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from None
 
 
 def unknown(what: str, found: object, known: Iterable[str]) -> str:

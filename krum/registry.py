@@ -1,19 +1,15 @@
 """What aggregators, attacks and models have in common: a kebab-case name and keyword options."""
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import cache
-from numbers import Integral
+from numbers import Integral, Real
 from types import NoneType
 from typing import Any, TypeVar, get_args, get_origin
-
-import numpy as np
 
 from krum.errors import InputError, unknown
 
 LARGEST = 1e30
-NUMBER = (float, int, np.floating, np.integer)
-LIST = "a list of positive integers"
 Entry = TypeVar("Entry")
 
 
@@ -39,7 +35,9 @@ def check_options(name: str, function: Callable, options: Mapping[str, Any]) -> 
     for key, value in options.items():
         if key not in parameters:
             raise InputError(f"{name}: {unknown('option', key, parameters)}")
-        _check_value(f"{name}: option {key}", parameters[key], value)
+        fits, wanted = _check(parameters[key], value)
+        if not fits:
+            raise InputError(f"{name}: option {key}: found {value!r:.60}; give {wanted}")
     for key, parameter in parameters.items():
         if parameter.default is inspect.Parameter.empty and key not in options:
             raise InputError(f"{name}: option {key} is missing")
@@ -51,19 +49,21 @@ def _options_of(function: Callable) -> dict[str, inspect.Parameter]:
     return {key: parameter for key, parameter in parameters if parameter.kind is inspect.Parameter.KEYWORD_ONLY}
 
 
-def _check_value(where: str, parameter: inspect.Parameter, value: Any) -> None:
-    declared = [kind for kind in (get_args(parameter.annotation) or (parameter.annotation,)) if kind is not NoneType]
-    if get_origin(parameter.annotation) is Sequence:
-        fits, wanted = isinstance(value, list | tuple) and all(_positive(item, Integral) for item in value), LIST
-    elif declared == [str]:
-        fits, wanted = isinstance(value, str), "a text"
-    elif declared == [float]:
-        fits, wanted = _positive(value, NUMBER), f"a positive number of at most {LARGEST:g}"
-    else:
-        fits, wanted = _positive(value, Integral), "a positive integer"
-    if not fits and not (type(value) in (int, NoneType) and value == parameter.default):
-        raise InputError(f"{where}: found {value!r:.60}; give {wanted}")
+def _check(parameter: inspect.Parameter, value: Any) -> tuple[bool, str]:
+    """Whether a value is what the parameter's annotation declares, and what that is, in words."""
+    annotation, default = parameter.annotation, parameter.default
+    declared = [kind for kind in (get_args(annotation) or (annotation,)) if kind is not NoneType]
+    absent = value is None and default is None
+    if get_origin(annotation) is Sequence:
+        is_list = isinstance(value, list | tuple) and all(_positive(item, Integral) for item in value)
+        return absent or is_list, "a list of positive integers"
+    if declared == [str]:
+        return isinstance(value, str), "a text"
+    kind, words = (Real, "number") if declared == [float] else (Integral, "integer")
+    return absent or _positive(value, kind, default), f"a positive {words} of at most {LARGEST:g}"
 
 
-def _positive(value: Any, kind: Any) -> bool:
-    return isinstance(value, kind) and not isinstance(value, bool) and bool(0 < value <= LARGEST)
+def _positive(value: Any, kind: type, default: Any = None) -> bool:
+    """A number above zero, or zero where that is the default."""
+    is_number = isinstance(value, kind) and not isinstance(value, bool)
+    return is_number and bool(0 < value <= LARGEST or value == default == 0)

@@ -1,5 +1,6 @@
 """What may stand in an experiment, what may not, and what one hears about it: one line, before any work."""
 
+import itertools
 import re
 import shutil
 from fractions import Fraction
@@ -61,32 +62,30 @@ BAD_PARAMETERS = [
     ({"model": "convnet"}, "convnet takes square images; found 57 features"),
     ({"dataset": "mnist", "model": {"name": "convnet", "kernel": 29}}, "the map is 28 wide, less than the kernel's 29"),
     ({"aggregator": 3}, "aggregator: found 3; give a name"),
-    ({"aggregator": {"m": 3}}, "aggregator: name is missing"),
+    ({"aggregator": {"m": 3}}, "aggregator: found {'m': 3}; give a name, or a mapping with a name"),
     ({"attack": None}, "attack: found None"),
     ({"dataset": ...}, "dataset is missing"),
     ({"aggregator": ...}, "aggregator is missing"),
     *(({"workers": value}, f"workers: found {value!r}; give an integer, at least 1") for value in (0, -2, "x", 20.5)),
     ({"workers": True}, "workers: found True"),
     ({"workers": 1e30}, "workers: found 1e+30"),
-    ({"batch_size": 4141}, "batch_size: found 4141, more than the training fold of spambase holds; give at most 4140"),
+    ({"batch_size": 4141}, "batch_size: found 4141; a fold of spambase trains on 4140 samples"),
     ({"folds": 1}, "folds: found 1"),
     ({"learning_rate": 0}, "learning_rate: found 0; give a number, above 0"),
     ({"learning_rate": "fast"}, "learning_rate: found 'fast'"),
     ({"byzantine_fraction": 1}, "byzantine_fraction: found 1"),
     ({"byzantine_fraction": "33 %"}, "byzantine_fraction: found '33 %'"),
     ({"batch_size": [3, "x"]}, "batch_size: found 'x'"),
-    ({"batch_size": []}, "batch_size: found an empty list"),
     ({"byzantine_fraction": 0.45}, "needs 2f + 2 < n: found n = 20, f = 9"),
     ({"declared_f": 9}, "f at most 8, or say outside_guarantee: true"),
     ({"declared_f": 20}, "f is an integer from 0 to n - 1"),
-    ({"attack": "barycentre-collusion", "byzantine_fraction": 0.05}, "takes at least 2 Byzantine workers"),
-    ({"fault_rate": 0.3}, "fault_rate: found 0.3 beside byzantine_fraction 0.33"),
+    ({"attack": "barycentre-collusion", "byzantine_fraction": 0.05}, "found 1 Byzantine workers; give at least 2"),
+    ({"fault_rate": 0.3}, "fault_rate: found 0.3 beside a byzantine_fraction"),
     ({"fault_rate": 0.3, "byzantine_fraction": 0, "attack": "stale"}, "several rounds; give another attack"),
     ({"points": 10}, "spambase holds no images to deform"),
     ({"compare_with": "median"}, "must both choose by distances"),
     ({"compare_with": "1-p-krum"}, "1-p-krum depends on chance"),
     ({"measure_gradient": "please"}, "measure_gradient: found 'please'"),
-    ({name: list(range(1, 101)) for name in ("batch_size", "rounds", "seeds")}, "multiply to 1,000,000 combinations"),
 ]
 BAD_DOCUMENTS = [
     ({"titel": "x"}, "unknown key 'titel'; did you mean 'title'?"),
@@ -96,6 +95,7 @@ BAD_DOCUMENTS = [
     ({"grid": []}, "grid: found []"),
     ({"grid": {"dataset": "mnist"}}, "grid: found"),
     ({"grid": [{}]}, "grid[0]: found {}"),
+    (block(batch_size=[]), "grid[0].batch_size: found []; give a value, or a list with at least one"),
     ({"figure": ...}, "figure is missing"),
     ({"figure": {"kind": "curves", "reference": {"aggregator": "average"}}}, "'average' has no unattacked curve"),
     ({"parameters": {"round": 10}}, "parameters: unknown parameter 'round'; did you mean 'rounds'?"),
@@ -111,7 +111,7 @@ BAD_DOCUMENTS = [
 ]
 BAD_TEXTS = [
     ("title: [", "not valid YAML"),
-    ("- a", "give a mapping"),
+    ("- a", "found ['a']; give an experiment with title"),
     ("title: a\ntitle: b", "key 'title' is given twice"),
     ("1: a", "key 1 is not a text"),
     ("title: !!python/object/apply:os.system [ls]", "not valid YAML"),
@@ -142,7 +142,7 @@ def test_bad_experiments_are_refused_in_one_line_that_names_the_file(folder, cou
 def test_bad_configuration_is_refused(count):
     cases = [
         ({"devise": "cpu"}, "unknown key 'devise'; did you mean 'device'?"),
-        ({"device": "gpu"}, "unknown device 'gpu'"),
+        ({"device": "gpu"}, "device: found 'gpu'; give auto, cpu or cuda"),
         ({"results": 3}, "results: found 3; give a folder"),
         ({"overrides": {"rounds": -1}}, "overrides: rounds: found -1"),
         ({"overrides": None}, "overrides: found None; give a mapping"),
@@ -170,7 +170,7 @@ def test_defaults_are_the_fields_and_the_data_sets(folder):
     assert dict(make_cell({"dataset": "spambase", "aggregator": "krum"}).model_options) == {"hidden": (100, 100)}
 
 
-def test_outside_guarantee_is_allowed_where_the_experiment_says_so_and_marked(folder):
+def test_outside_guarantee_is_allowed_where_the_experiment_says_so(folder):
     (cell,) = experiment.load(write(folder, **block(byzantine_fraction=0.45), outside_guarantee=True)).cells
     assert cell.byzantine == cell.declared_f == 9 and cell.outside_guarantee
     (inside,) = experiment.load(write(folder)).cells
@@ -206,24 +206,20 @@ def test_numbers_may_be_written_in_several_ways(folder):
     assert cell.slug == experiment.load(write(folder)).cells[0].slug
 
 
-def test_cells_and_probes_survive_their_text():
-    for spec in SPECS.values():
-        assert all(Cell.from_json(cell.to_json()) == cell for cell in spec.cells)
-        assert all(experiment.Probe.from_json(probe.to_json()) == probe for probe in spec.probes)
+def test_cells_survive_their_text():
+    assert all(Cell.from_json(cell.to_json()) == cell for spec in SPECS.values() for cell in spec.cells)
 
 
 def test_names_of_results_stay():
     """A cell's file name is a hash of all of it: whoever changes a field renames every result, and should know."""
-    assert {cell.slug for cell in SPECS["figure4"].cells} >= KNOWN_SLUGS
-
-
-KNOWN_SLUGS = {"spambase_krum_none_deef1d7e9f", "spambase_krum_6-gaussian_2cd197fb67"}
+    known = {"spambase_krum_none_deef1d7e9f", "spambase_krum_6-gaussian_2cd197fb67"}
+    assert {cell.slug for cell in SPECS["figure4"].cells} >= known
 
 
 def test_thinning_takes_evenly_from_the_review_alone():
-    assert experiment.thinned(SPECS["figure4"], 2) is SPECS["figure4"]
-    thin = experiment.thinned(SPECS["applications"], 6)
-    assert len(thin.cells) == 6 and set(thin.cells) < set(SPECS["applications"].cells)
+    thin = planning.plan(ROOT, {"thin": 6}).experiments
+    assert thin["figure4"] == SPECS["figure4"]
+    assert len(thin["applications"].cells) == 6 and set(thin["applications"].cells) < set(SPECS["applications"].cells)
 
 
 def test_figures_4_and_6_are_the_papers():
@@ -243,13 +239,10 @@ def test_figures_4_and_6_are_the_papers():
 def test_figure_5_is_the_papers_and_has_a_variant_within_the_theorem():
     cells = SPECS["figure5"].cells
     papers = [cell for cell in cells if cell.workers == 20]
-    for dataset in ("spambase", "mnist"):
-        for aggregator in ("average", "krum"):
-            for byzantine in (0, 9):
-                key = (dataset, aggregator, byzantine)
-                chosen = [cell for cell in papers if (cell.dataset, cell.aggregator, cell.byzantine) == key]
-                assert sorted(cell.batch_size for cell in chosen) == [3, 5, 10, 20, 30, 50, 100]
-                assert all(cell.outside_guarantee == (aggregator == "krum") for cell in chosen)
+    assert sorted((cell.dataset, cell.aggregator, cell.byzantine, cell.batch_size) for cell in papers) == [
+        *itertools.product(("mnist", "spambase"), ("average", "krum"), (0, 9), (3, 5, 10, 20, 30, 50, 100))
+    ]
+    assert all(cell.outside_guarantee == (cell.aggregator == "krum") for cell in papers)
     variant = [cell for cell in cells if cell.workers == 40]
     assert variant and all(cell.byzantine == cell.declared_f == 18 and not cell.outside_guarantee for cell in variant)
 

@@ -36,7 +36,7 @@ def timeless():
     return [
         name
         for name in plan.names(review=False)
-        if not any(PROBES[probe.name].alone for probe in plan.experiments[name].probes)
+        if not any(PROBES[probe.name].exclusive for probe in plan.experiments[name].probes)
     ]
 
 

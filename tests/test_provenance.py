@@ -27,13 +27,15 @@ OTHERS = "@rule()\ndef four(x):\n    return two(x)\n"
 NAMES = ("one", "two", "three", "four")
 
 
-def digest(name, rules=RULES):
-    return provenance.slice_digest([name], [rules, OTHERS], NAMES)
+def code(name, rules=RULES, registered=NAMES):
+    """What the digest of that rule covers."""
+    statements = [*provenance.statements(rules), *provenance.statements(OTHERS)]
+    return [each.code for each in provenance.needed([name], statements, registered)]
 
 
 def changed(before, after, source=RULES):
     assert before in source
-    return {name for name in NAMES if digest(name, source) != digest(name, source.replace(before, after))}
+    return {name for name in NAMES if code(name, source) != code(name, source.replace(before, after))}
 
 
 def test_editing_a_rule_touches_it_and_those_that_call_it():
@@ -57,9 +59,7 @@ def test_words_do_not_count_nor_do_rules_that_are_added():
     assert changed('"""First."""\n    return', "return") == set()
     assert changed("FACTOR = 2", "FACTOR = 2  # twice") == set()
     added = RULES.replace("@cached", "@rule()\ndef five(x):\n    return x\n\n@cached")
-    assert provenance.slice_digest(["one"], [added], [*NAMES, "five"]) == provenance.slice_digest(
-        ["one"], [RULES], NAMES
-    )
+    assert code("one", added, [*NAMES, "five"]) == code("one")
 
 
 def test_cells_of_one_rule_share_a_digest_and_rules_do_not(make_cell):

@@ -1,7 +1,6 @@
 """The Snakemake workflow, run for real on a small experiment in a copy of the project."""
 
 import ast
-import os
 import re
 import subprocess
 import sys
@@ -106,31 +105,6 @@ def test_every_direct_dependency_is_pinned():
     assert {name for name in imported - own if name not in sys.stdlib_module_names} <= names
 
 
-def test_readme_commands_exist():
-    """Every make target, snakemake target and file that the README names is there."""
-    text = (ROOT / "README.md").read_text()
-    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    assert set(re.findall(r"\bmake ([a-z]+)\b", "\n".join(re.findall(r"^    .*$", text, re.MULTILINE)))) <= targets
-    experiments = {path.stem for path in (ROOT / "experiments").glob("*.yaml")}
-    for target in re.findall(r"snakemake (\w+)\b", text):
-        assert target in experiments
-    for link in re.findall(r"\]\(([\w./-]+)\)", text):
-        assert (ROOT / link).exists(), link
-
-
 def test_the_sweep_is_planned_for_slurm_without_a_cluster():
-    command = [
-        "snakemake",
-        "--profile",
-        "profiles/slurm",
-        "--configfile",
-        "profiles/smoke.yaml",
-        "--dry-run",
-        "--forceall",
-    ]
-    environment = {**os.environ, "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])}
-    done = subprocess.run(
-        [*command, "--", "figure4"], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    assert jobs(done.stdout + done.stderr)["curve"] == 8
+    slurm = ["--profile", "profiles/slurm", "--configfile", "profiles/smoke.yaml", "--dry-run", "--forceall"]
+    assert jobs(snakemake(ROOT, *slurm, "--", "figure4"))["curve"] == 8

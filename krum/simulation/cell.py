@@ -7,6 +7,7 @@ parameter, write one field here and use it where it acts.
 
 import hashlib
 import json
+import operator
 from collections.abc import Mapping
 from dataclasses import MISSING, Field, asdict, dataclass, field, fields, replace
 from fractions import Fraction
@@ -21,20 +22,11 @@ from krum.simulation.models import MODELS, build, dimension
 
 Options = tuple[tuple[str, Any], ...]
 LARGEST_MODEL = 10**8  # parameters
+BOUNDS = {"at_least": operator.ge, "above": operator.gt, "at_most": operator.le, "below": operator.lt}
 
 
-def parameter(
-    description: str,
-    default: Any = MISSING,
-    *,
-    least: float | None = None,
-    above: float | None = None,
-    most: float | None = None,
-    below: float | None = None,
-) -> Any:
-    """A field of `Cell` that a YAML may set: what it is, its default, its bounds."""
-    bounds = {"at least": least, "above": above, "at most": most, "below": below}
-    bounds = {word: bound for word, bound in bounds.items() if bound is not None}
+def parameter(description: str, default: Any = MISSING, **bounds: float) -> Any:
+    """A field of `Cell` that a YAML may set: what it is, its default, its BOUNDS."""
     return field(default=default, metadata={"description": description, "bounds": bounds})
 
 
@@ -52,44 +44,21 @@ class Cell:
     aggregator_options: Options
     attack: str = parameter("an attack or a fault", "none")
     attack_options: Options
-    workers: int = parameter("how many workers send a vector in each round", 20, least=1, most=10_000)
+    workers: int = parameter("how many workers send a vector in each round", 20, at_least=1, at_most=10_000)
     byzantine: int
-    byzantine_fraction: float = parameter(
-        "the Byzantine share of the workers; their number is floor(share * workers), and 0 where nobody attacks",
-        0.0,
-        least=0,
-        below=1,
-    )
-    declared_f: int = parameter(
-        "how many Byzantine workers the rule is told to expect, by default the most in any cell of the experiment",
-        least=0,
-        most=10_000,
-    )
-    batch_size: int = parameter("how many samples each worker draws in a round", 3, least=1, most=10**9)
-    learning_rate: float = parameter("the length of a step", 0.1, above=0, most=LARGEST)
-    worker_momentum: float = parameter(
-        "the share of its last vector that a worker keeps in the next one", 0.0, least=0, below=1
-    )
-    fault_rate: float = parameter(
-        "the probability that a worker misbehaves in a round, as attack says; instead of byzantine_fraction",
-        0.0,
-        least=0,
-        most=0.5,
-    )
-    points: int = parameter(
-        "how many distinct training points there are, deformed images made as they are drawn; 0 for the fold itself",
-        0,
-        least=0,
-        most=10**15,
-    )
-    rounds: int = parameter("how many rounds training takes", 500, least=1, most=10**8)
-    evaluate_every: int = parameter("how many rounds lie between two evaluations", 25, least=1, most=10**8)
-    folds: int = parameter("how many cross-validation folds there are", 10, least=2, most=1000)
-    seeds: int = parameter("how many seeds are run; each holds out one fold in turn", 10, least=1, most=10_000)
+    byzantine_fraction: float = parameter("the Byzantine share of the workers", 0.0, at_least=0, below=1)
+    declared_f: int = parameter("the rule's f, by default the most of the experiment", at_least=0, at_most=10_000)
+    batch_size: int = parameter("how many samples each worker draws in a round", 3, at_least=1, at_most=10**9)
+    learning_rate: float = parameter("the length of a step", 0.1, above=0, at_most=LARGEST)
+    worker_momentum: float = parameter("the share of its last vector that a worker keeps", 0.0, at_least=0, below=1)
+    fault_rate: float = parameter("the probability that a worker misbehaves in a round", 0.0, at_least=0, at_most=0.5)
+    points: int = parameter("how many points to make by deforming images; 0 for none", 0, at_least=0, at_most=10**15)
+    rounds: int = parameter("how many rounds training takes", 500, at_least=1, at_most=10**8)
+    evaluate_every: int = parameter("how many rounds lie between two evaluations", 25, at_least=1, at_most=10**8)
+    folds: int = parameter("how many cross-validation folds there are", 10, at_least=2, at_most=1000)
+    seeds: int = parameter("how many seeds are run; each holds out one fold", 10, at_least=1, at_most=10_000)
     compare_with: str | None = parameter("a rule whose choice from the same vectors is compared in every round", None)
-    measure_gradient: bool = parameter(
-        "whether the norm and the noise of the gradient are measured at every evaluation", False
-    )
+    measure_gradient: bool = parameter("whether evaluations measure the gradient's norm and noise", False)
 
     @property
     def outside_guarantee(self) -> bool:
@@ -109,16 +78,16 @@ class Cell:
 
     @classmethod
     def from_json(cls, text: str) -> Self:
-        """The cell that `to_json` wrote. Raises InputError for a text that is none; `make_cell` checks what it says."""
+        """The cell that `to_json` wrote. Raises InputError for a text that is none; only `make_cell` checks how its
+        parameters fit each other.
+        """
         try:
             values = json.loads(text)
             values |= {key: frozen(dict(values[key])) for key in values if key.endswith("_options")}
             cell = cls(**values)
         except (ValueError, TypeError, RecursionError) as error:
             raise InputError(f"not a cell ({type(error).__name__}: {error})") from None
-        return replace(
-            cell, **{name: checked(name, value) for name, value in vars(cell).items() if name not in OPTIONS}
-        )
+        return replace(cell, **{name: checked(name, getattr(cell, name)) for name in FIELDS if name not in OPTIONS})
 
     @property
     def slug(self) -> str:
@@ -159,9 +128,9 @@ def make_cell(parameters: Mapping[str, Any], outside_guarantee: bool = False) ->
     _check_model_and_data(cell)
     _check_attack(cell)
     _check_rule(cell, outside_guarantee)
-    attacked = cell.attack != "none" and bool(byzantine or cell.fault_rate)
-    nobody: dict[str, Any] = {} if attacked else {"attack": "none", "attack_options": (), "fault_rate": 0.0}
-    return replace(cell, **nobody, byzantine_fraction=cell.byzantine_fraction if byzantine else 0.0)
+    if not (byzantine or (cell.attack != "none" and cell.fault_rate)):
+        cell = replace(cell, attack="none", attack_options=(), fault_rate=0.0)
+    return cell if byzantine else replace(cell, byzantine_fraction=0.0)
 
 
 def complete(parameters: Mapping[str, Any]) -> dict[str, Any]:
@@ -174,47 +143,6 @@ def complete(parameters: Mapping[str, Any]) -> dict[str, Any]:
             raise InputError(unknown("parameter", name, PARAMETERS))
     defaults = {name: FIELDS[name].default for name in PARAMETERS if FIELDS[name].default is not MISSING}
     return defaults | {name: checked(name, value) for name, value in parameters.items()}
-
-
-def checked(name: str, value: Any) -> Any:
-    """A parameter's value in its own type: 20.0 workers are 20. Raises InputError where it cannot be meant."""
-    kind: Any = FIELDS[name].type
-    if name in NAMED and isinstance(value, Mapping):
-        if not isinstance(value.get("name"), str):
-            raise InputError(f"{name}: name is missing; give {_allowed(name)}")
-        return value
-    if value is None and FIELDS[name].default is None:
-        return None
-    if kind in (int, float):
-        if isinstance(value, int | float) and not isinstance(value, bool) and _within(value, _bounds(name)):
-            if kind is float or value == int(value):
-                return kind(value)
-    elif isinstance(value, bool if kind is bool else str):
-        return value
-    raise InputError(f"{name}: found {value!r:.60}; give {_allowed(name)}")
-
-
-def _bounds(name: str) -> dict[str, float]:
-    return FIELDS[name].metadata.get("bounds", {"at least": 0, "at most": LARGEST})
-
-
-def _within(value: float, bounds: Mapping[str, float]) -> bool:
-    return all(
-        {"at least": value >= bound, "above": value > bound, "at most": value <= bound, "below": value < bound}[word]
-        for word, bound in bounds.items()
-    )
-
-
-def _allowed(name: str) -> str:
-    """What a parameter may be, such as "an integer, at least 1 and at most 10,000: how many workers ..."."""
-    kind: Any = FIELDS[name].type
-    words = {int: "an integer", float: "a number", bool: "true or false"}.get(kind, "a name")
-    if name in NAMED:
-        words += ", or a mapping with a name and options such as {name: multi-krum, m: 5}"
-    elif kind in (int, float):
-        words += ", " + " and ".join(f"{word} {bound:,}" for word, bound in _bounds(name).items())
-    description = FIELDS[name].metadata.get("description")
-    return f"{words}: {description}" if description else words
 
 
 def byzantine_count(parameters: Mapping[str, Any]) -> int:
@@ -231,6 +159,39 @@ def _name_and_options(value: str | Mapping[str, Any]) -> tuple[str, dict[str, An
     return value["name"], {key: option for key, option in value.items() if key != "name"}
 
 
+# ------------------------------------------------------------------------------------------ checks of one parameter
+
+
+def checked(name: str, value: Any) -> Any:
+    """A parameter's value in its own type: 20.0 workers are 20. Raises InputError where it cannot be meant."""
+    kind: Any = FIELDS[name].type
+    if kind in (int, float):
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if is_number and all(BOUNDS[word](value, bound) for word, bound in _bounds(name).items()):
+            if kind is float or value == int(value):
+                return kind(value)
+    elif isinstance(value, bool if kind is bool else str) or (value is None and FIELDS[name].default is None):
+        return value
+    elif name in NAMED and isinstance(value, Mapping) and isinstance(value.get("name"), str):
+        return value
+    raise InputError(f"{name}: found {value!r:.60}; give {_allowed(name)}")
+
+
+def _bounds(name: str) -> dict[str, float]:
+    return FIELDS[name].metadata.get("bounds", {"at_least": 0, "at_most": LARGEST})
+
+
+def _allowed(name: str) -> str:
+    """What a parameter may be, such as "an integer, at least 1 and at most 10,000: how many workers ..."."""
+    kind: Any = FIELDS[name].type
+    words = {int: "an integer", float: "a number", bool: "true or false"}.get(kind, "a name")
+    if name in NAMED:
+        words += ", or a mapping with a name and options such as {name: multi-krum, m: 5}"
+    elif kind in (int, float):
+        words += ", " + " and ".join(f"{word.replace('_', ' ')} {bound:,}" for word, bound in _bounds(name).items())
+    return f"{words}: {FIELDS[name].metadata.get('description', 'a number of workers')}"
+
+
 # ------------------------------------------------------------------------------ checks of what must fit each other
 
 
@@ -243,29 +204,21 @@ def _check_model_and_data(cell: Cell) -> None:
         raise InputError(f"points: {cell.dataset} holds no images to deform; give mnist")
     fold = dataset.samples - -(-dataset.samples // cell.folds)
     if cell.batch_size > fold:
-        raise InputError(
-            f"batch_size: found {cell.batch_size}, more than the training fold of {cell.dataset} holds; "
-            f"give at most {fold}"
-        )
+        raise InputError(f"batch_size: found {cell.batch_size}; a fold of {cell.dataset} trains on {fold} samples")
 
 
 def _check_attack(cell: Cell) -> None:
     attack = lookup(ATTACKS, cell.attack, "attack")
     check_options(f"attack {cell.attack}", attack.function, dict(cell.attack_options))
-    share = f"byzantine_fraction {cell.byzantine_fraction:g}"
     if cell.attack == "none":
         return
     if cell.fault_rate and cell.byzantine:
-        raise InputError(
-            f"fault_rate: found {cell.fault_rate:g} beside {share}; give one of them: workers that misbehave now and "
-            f"then, or Byzantine ones that always do"
-        )
+        raise InputError(f"fault_rate: found {cell.fault_rate:g} beside a byzantine_fraction; give one of them")
     if cell.fault_rate and (attack.least > 1 or attack.lasting):
         raise InputError(f"fault_rate: {cell.attack} takes several workers or several rounds; give another attack")
     if 0 < cell.byzantine < attack.least:
         raise InputError(
-            f"attack {cell.attack} takes at least {attack.least} Byzantine workers; "
-            f"{share} of {cell.workers} is {cell.byzantine}"
+            f"attack {cell.attack}: found {cell.byzantine} Byzantine workers; give at least {attack.least}"
         )
 
 

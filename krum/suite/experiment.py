@@ -6,10 +6,9 @@ of `krum.simulation.cell.Cell`. A cell is one curve: one combination, with all i
 """
 
 import itertools
-import math
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from typing import Any
 import jsonschema
 import yaml
 
-from krum.errors import InputError, unknown
+from krum.errors import InputError, located, unknown
 from krum.registry import LARGEST, check_options, lookup
 from krum.simulation.cell import FIELDS, Cell, byzantine_count, checked, complete, frozen, make_cell
 from krum.suite import figures, probes
@@ -26,11 +25,7 @@ from krum.suite.probes import Probe
 EXPERIMENTS = Path(__file__).resolve().parents[2] / "experiments"
 NOT_EXPERIMENTS = ("claims", "fidelity", "schema")
 # The workflow's rules: an experiment is a target like them.
-RESERVED = (
-    *("all", "claims", "curve", "data", "figure", "probe", "report", "results", "review", "review_claims"),
-    *("review_scorecard", "scorecard"),
-)
-MOST_CELLS = 100_000  # of a block
+RESERVED = "all claims curve data figure probe report results review review_claims review_scorecard scorecard".split()
 
 
 @dataclass(frozen=True)
@@ -45,13 +40,12 @@ class Experiment:
     probes: tuple[Probe, ...]
     part: str  # paper, supplement, beyond or review: whose figure it is
     fidelity: Mapping[str, str]  # parameter -> who says so (paper, supplement, ours) and why
-    source: str  # the YAML's text
     overrides: Mapping[str, Any]
 
     @property
-    def slugs(self) -> set[str]:
-        """The names of its cells and probes."""
-        return {cell.slug for cell in self.cells} | {probe.slug for probe in self.probes}
+    def measured(self) -> tuple[Cell | Probe, ...]:
+        """Everything that it takes: its cells, then its probes."""
+        return (*self.cells, *self.probes)
 
 
 def load_all(folder: Path = EXPERIMENTS, overrides: Mapping[str, Any] | None = None) -> dict[str, Experiment]:
@@ -65,24 +59,20 @@ def load(path: Path | str, overrides: Mapping[str, Any] | None = None) -> Experi
 
     Raises InputError for the first mistake in the file, in fidelity.yaml or in the overrides.
     """
-    path = Path(path)
+    path, overrides = Path(path), overrides or {}
     if path.stem in RESERVED or not re.fullmatch(r"[a-z][a-z0-9_-]*", path.stem):
-        raise InputError(
-            f"{path}: the file's name names the experiment; give small letters, digits, - and _, "
-            f"and none of {', '.join(RESERVED)}"
-        )
-    document, source = _read(path)
-    _check_structure(document, "experiment", path)
+        names = f"small letters, digits, - and _, and none of {', '.join(RESERVED)}"
+        raise InputError(f"{path}: the file's name names the experiment; give {names}")
+    document = read_checked(path, "experiment")
     shared = document.get("parameters", {})
-    overrides = {} if overrides is None else overrides
-    _complete(f"{path}: parameters", shared)
-    _complete("overrides", overrides)
-    cells = _cells(path, document, shared, overrides)
-    seeds = {"seeds": FIELDS["seeds"].default, **shared, **overrides}["seeds"]
-    measured = [
-        _probe(where, {"seeds": seeds, **options, **({"seeds": seeds} if "seeds" in overrides else {})})
-        for where, options in _combinations(path, document, "probes")
-    ]
+    for where, parameters in ((f"{path}: parameters", shared), ("overrides", overrides)):
+        with located(where):
+            complete(parameters)
+    blocks = {part: list(_combinations(f"{path}: {part}", document.get(part, []))) for part in ("grid", "probes")}
+    cells = _cells([(where, {**shared, **values, **overrides}) for where, values in blocks["grid"]], document)
+    seeds = {"seeds": shared.get("seeds", FIELDS["seeds"].default)}
+    forced = {key: value for key, value in overrides.items() if key == "seeds"}
+    measured = [_probe(where, {**seeds, **values, **forced}) for where, values in blocks["probes"]]
     if not cells and not measured:
         raise InputError(f"{path}: nothing to run; give a grid of training runs, or probes")
     figures.check(f"{path}: figure", document["figure"], cells, {probe.name for probe in measured})
@@ -95,16 +85,8 @@ def load(path: Path | str, overrides: Mapping[str, Any] | None = None) -> Experi
         probes=tuple(dict.fromkeys(measured)),
         part=document.get("part", "beyond"),
         fidelity={**general_fidelity(path.parent), **document.get("fidelity", {})},
-        source=source,
         overrides=overrides,
     )
-
-
-def thinned(spec: Experiment, most: int) -> Experiment:
-    """An experiment of the review with at most so many of its cells, evenly spread; any other as it is."""
-    if spec.part != "review" or len(spec.cells) <= most:
-        return spec
-    return replace(spec, cells=tuple(spec.cells[number * len(spec.cells) // most] for number in range(most)))
 
 
 def general_fidelity(folder: Path = EXPERIMENTS) -> dict[str, str]:
@@ -115,58 +97,33 @@ def general_fidelity(folder: Path = EXPERIMENTS) -> dict[str, str]:
 # ------------------------------------------------------------------------------------- from blocks to cells and probes
 
 
-def _combinations(path: Path, document: Mapping[str, Any], part: str) -> list[tuple[str, dict[str, Any]]]:
-    """Where each combination of the blocks of `grid` or `probes` stands, and its values."""
-    found = []
-    for number, block in enumerate(document.get(part, [])):
-        where = f"{path}: {part}[{number}]"
-        lists = {key: value if isinstance(value, list) else [value] for key, value in block.items()}
-        for key, values in lists.items():
-            if not values:
-                raise InputError(f"{where}: {key}: found an empty list; give at least one value")
-        if (count := math.prod(map(len, lists.values()))) > MOST_CELLS:
-            raise InputError(
-                f"{where}: its lists multiply to {count:,} combinations; give at most {MOST_CELLS:,} in a block"
-            )
-        found += [(where, dict(zip(lists, values, strict=True))) for values in itertools.product(*lists.values())]
-    return found
+def _combinations(where: str, blocks: Iterable[Mapping[str, Any]]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Where each combination of some blocks stands, and its values."""
+    for number, block in enumerate(blocks):
+        lists = [value if isinstance(value, list) else [value] for value in block.values()]
+        for values in itertools.product(*lists):
+            yield f"{where}[{number}]", dict(zip(block, values, strict=True))
 
 
-def _cells(
-    path: Path, document: Mapping[str, Any], shared: Mapping[str, Any], overrides: Mapping[str, Any]
-) -> list[Cell]:
-    combinations = [
-        (where, _complete(where, {**shared, **values, **overrides}))
-        for where, values in _combinations(path, document, "grid")
-    ]
-    # A defender does not know whether it is attacked: declared_f is the most that the experiment ever meets.
-    most = max((byzantine_count(parameters) for _, parameters in combinations), default=0)
-    cells = []
+def _cells(combinations: Iterable[tuple[str, Mapping[str, Any]]], document: Mapping[str, Any]) -> list[Cell]:
+    completed, cells = [], []
     for where, parameters in combinations:
-        try:
+        with located(where):
+            completed.append((where, complete(parameters)))
+    # A defender does not know whether it is attacked: declared_f is the most that the experiment ever meets.
+    most = max((byzantine_count(parameters) for _, parameters in completed), default=0)
+    for where, parameters in completed:
+        with located(where):
             cells.append(make_cell({"declared_f": most, **parameters}, document.get("outside_guarantee", False)))
-        except InputError as error:
-            raise InputError(f"{where}: {error}") from None
     return cells
 
 
-def _complete(where: str, parameters: Mapping[str, Any]) -> dict[str, Any]:
-    try:
-        return complete(parameters)
-    except InputError as error:
-        raise InputError(f"{where}: {error}") from None
-
-
 def _probe(where: str, values: Mapping[str, Any]) -> Probe:
-    try:
-        if "name" not in values:
-            raise InputError(f"name is missing; give one of {', '.join(probes.PROBES)}")
+    with located(where):
         name, seeds = values["name"], checked("seeds", values["seeds"])
         options = {key: value for key, value in values.items() if key not in ("name", "seeds")}
         check_options(f"probe {name}", lookup(probes.PROBES, name, "probe").function, options)
         probes.check(name, options)
-    except InputError as error:
-        raise InputError(f"{where}: {error}") from None
     return Probe(name, frozen(options), seeds)
 
 
@@ -177,13 +134,11 @@ class _Loader(yaml.SafeLoader):
     """YAML's safe loader, which also refuses a key given twice and numbers without measure, and reads 1e-3 as one."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        seen = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if not isinstance(key, str) or key in seen:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for key in keys:
+            if not isinstance(key, str) or keys.count(key) > 1:
                 what = "is given twice" if isinstance(key, str) else "is not a text"
-                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} {what}", key_node.start_mark)
-            seen.add(key)
+                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} {what}", node.start_mark)
         return super().construct_mapping(node, deep)
 
     def construct_number(self, node: yaml.ScalarNode) -> float:
@@ -196,7 +151,6 @@ class _Loader(yaml.SafeLoader):
         return value
 
 
-_Loader.yaml_implicit_resolvers = {key: list(value) for key, value in yaml.SafeLoader.yaml_implicit_resolvers.items()}
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
 )
@@ -206,22 +160,14 @@ for _kind in ("int", "float"):
 
 def read_checked(path: Path, definition: str) -> dict[str, Any]:
     """A YAML file that fits one of schema.yaml's definitions; InputError otherwise."""
-    document, _ = _read(path)
-    _check_structure(document, definition, path)
-    return document
-
-
-def _read(path: Path) -> tuple[dict[str, Any], str]:
     try:
-        text = path.read_text(encoding="utf-8")
-        document = yaml.load(text, _Loader)
+        document = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise InputError(f"{path}: not valid YAML: {error}") from None
-    if not isinstance(document, dict):
-        raise InputError(f"{path}: found {document!r:.60}; give a mapping, as the other files in experiments/ are")
-    return document, text
+    check_structure(document, definition, str(path))
+    return document
 
 
 @cache
@@ -230,19 +176,18 @@ def _validator(definition: str) -> jsonschema.Draft202012Validator:
     return jsonschema.Draft202012Validator({**schema, "$ref": f"#/$defs/{definition}"})
 
 
-def _check_structure(document: Any, definition: str, path: Path) -> None:
+def check_structure(document: Any, definition: str, where: str) -> None:
     """Check against one of schema.yaml's definitions; InputError for the error nearest the document's top."""
     error = min(_validator(definition).iter_errors(document), key=lambda each: len(each.path), default=None)
     if error is None:
         return
     place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in error.absolute_path).lstrip(".")
-    where = f"{path}: {place}" if place else f"{path}"
+    where = f"{where}: {place}" if place else where
+    described = error.schema.get("properties", {})
     if error.validator == "additionalProperties":
-        known = error.schema["properties"]
-        stranger = next(key for key in error.instance if key not in known)
-        raise InputError(f"{where}: {unknown('key', stranger, known)}")
+        stranger = next(key for key in error.instance if key not in described)
+        raise InputError(f"{where}: {unknown('key', stranger, described)}")
     if error.validator == "required":
         missing = next(key for key in error.validator_value if key not in error.instance)
-        description = error.schema.get("properties", {}).get(missing, {}).get("description", "")
-        raise InputError(f"{where}: {missing} is missing" + (f"; it is {description}" if description else ""))
+        raise InputError(f"{where}: {missing} is missing; it is {described[missing]['description']}")
     raise InputError(f"{where}: found {error.instance!r:.80}; give {error.schema.get('description', error.message)}")

@@ -4,12 +4,13 @@ import json
 import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from krum.errors import InputError, unknown
+from krum.errors import InputError, located
 from krum.simulation import run
 from krum.simulation.cell import Cell
 from krum.suite import claims, experiment, probes, provenance, store
@@ -64,55 +65,48 @@ class Plan:
         names = {claim.experiment for claim in self.claims} & set(self.names(review))
         return [f"{self.results}/{name}.parquet" for name in sorted(names)]
 
-    def scorecard_files(self, review: bool) -> list[str]:
-        """The scorecard of the review's experiments, or of the others, where there are claims."""
-        name = "review" if review else "scorecard"
-        return [f"{self.figures}/{name}.html"] if self.judged_files(review) else []
-
     def figure_files(self, name: str) -> list[str]:
         """The figure of an experiment, in its formats."""
         return [f"{self.figures}/{name}.{ending}" for ending in ("png", "pdf")]
 
-    def digest(self, measured: str) -> str:
-        """The digest of the code that decides a curve or a probe."""
-        return provenance.code_digest(self.cells.get(measured) or self.probes[measured])
+    def all_files(self, review: bool) -> list[str]:
+        """The figures of the review's experiments, or of the others, and their scorecard, where there are claims."""
+        scorecard = f"{self.figures}/{'review' if review else 'scorecard'}.html"
+        figures = [file for name in self.names(review) for file in self.figure_files(name)]
+        return [*figures, scorecard] if self.judged_files(review) else figures
 
-    def data_files(self, measured: str) -> list[str]:
+    def digest(self, slug: str) -> str:
+        """The digest of the code that decides a curve or a probe."""
+        return provenance.code_digest(self.cells.get(slug) or self.probes[slug])
+
+    def data_files(self, slug: str) -> list[str]:
         """The data that a curve or a probe needs, as the workflow knows it."""
-        dataset = (self.cells.get(measured) or self.probes[measured]).dataset
+        dataset = (self.cells.get(slug) or self.probes[slug]).dataset
         return [] if dataset is None else [f"data/{dataset}.verified"]
 
-    @cached_property
-    def drawing_digest(self) -> str:
-        """The digest of the code that draws and judges."""
-        return provenance.drawing_digest()
-
-    def threads(self, probe: str, cores: int) -> int:
+    def threads(self, slug: str, cores: int) -> int:
         """All cores for a probe that measures time, which nothing may disturb; one for the others."""
-        return cores if probes.PROBES[self.probes[probe].name].exclusive else 1
+        return cores if probes.PROBES[self.probes[slug].name].exclusive else 1
+
+    def category(self, name: str) -> str:
+        """Where an experiment's figure stands in the report."""
+        return CATEGORIES[self.experiments[name].part]
 
     @property
     def captions(self) -> dict[str, str]:
         """The figures' captions and the tally, as the claims' evaluation left them; without it, the titles."""
         texts = {"scorecard": "", **{name: spec.title for name, spec in self.experiments.items()}}
         for file in ("review-captions.json", "captions.json"):
-            try:
+            with suppress(OSError, ValueError):
                 texts.update(json.loads(Path(self.results, file).read_text(encoding="utf-8")))
-            except (OSError, ValueError):
-                continue
         return texts
 
     @property
     def farewell(self) -> str:
         """Where a finished run has left its work."""
-        verdicts = [
-            f"Verdicts: {file}." for file in sorted(Path(self.figures).glob("*.md")) if file.name != "README.md"
-        ]
-        return " ".join([f"Figures: {self.figures}/*.png and *.pdf. Results: {self.results}/*.parquet.", *verdicts])
-
-    def category(self, name: str) -> str:
-        """Where an experiment's figure stands in the report."""
-        return CATEGORIES[self.experiments[name].part]
+        scorecards = [Path(self.figures, f"{name}.md") for name in ("scorecard", "review")]
+        verdicts = [f" Verdicts: {path}." for path in scorecards if path.exists()]
+        return f"Figures: {self.figures}/*.png and *.pdf. Results: {self.results}/*.parquet.{''.join(verdicts)}"
 
 
 def one_of(names: Iterable[str]) -> str:
@@ -120,51 +114,30 @@ def one_of(names: Iterable[str]) -> str:
     return "|".join(names) or "(?!)"
 
 
-def plan(root: Path, config: Mapping[str, Any]) -> Plan:
+def plan(root: Path | str, config: Mapping[str, Any]) -> Plan:
     """Check the workflow's configuration and every experiment below `root`. Raises InputError."""
-    chosen = _checked(config)
-    overrides, thin = chosen["overrides"], chosen.pop("thin")
-    experiments = experiment.load_all(Path(root) / "experiments", overrides)
-    claimed = Path(root) / "experiments" / "claims.yaml"
+    experiment.check_structure(config, "config", "config")
+    chosen = {**CONFIG, **config}
+    folder, overrides, thin = Path(root) / "experiments", chosen["overrides"], chosen.pop("thin")
+    experiments = experiment.load_all(folder, overrides)
     # Claims speak of the grid as it stands in the files: with another one they are not evaluated.
-    scorecard = claims.load(claimed) if set(overrides) <= KEEP_CLAIMS else []
+    scorecard = claims.load(folder / "claims.yaml") if set(overrides) <= KEEP_CLAIMS else []
     scorecard = claims.untouched(scorecard, overrides)
-    claims.check(scorecard, experiments, claimed)
-    if thin is not None:
-        thinned = {name: experiment.thinned(spec, thin) for name, spec in experiments.items()}
-        scorecard = [claim for claim in scorecard if thinned[claim.experiment] is experiments[claim.experiment]]
-        experiments = thinned
+    claims.check(scorecard, experiments, folder / "claims.yaml")
+    for name, spec in experiments.items():
+        if thin is not None and spec.part == "review" and len(spec.cells) > thin:
+            spread = (number * len(spec.cells) // thin for number in range(thin))
+            experiments[name] = replace(spec, cells=tuple(spec.cells[index] for index in spread))
+            scorecard = [claim for claim in scorecard if claim.experiment != name]
     # For the jobs; no parameter of theirs, since another device need not compute a finished curve again.
     os.environ[DEVICE] = chosen["device"]
     return Plan(experiments, scorecard, **chosen)
 
 
-def _checked(config: Mapping[str, Any]) -> dict[str, Any]:
-    for key in config:
-        if key not in CONFIG:
-            raise InputError(f"config: {unknown('key', key, CONFIG)}")
-    chosen = {**CONFIG, **config}
-    if chosen["device"] not in ("auto", "cpu", "cuda"):
-        raise InputError(f"config: {unknown('device', chosen['device'], ('auto', 'cpu', 'cuda'))}")
-    fits = {
-        "results": (isinstance(chosen["results"], str) and chosen["results"], "a folder"),
-        "figures": (isinstance(chosen["figures"], str) and chosen["figures"], "a folder"),
-        "overrides": (isinstance(chosen["overrides"], Mapping), "a mapping of parameters to values"),
-        "thin": (
-            chosen["thin"] is None or (type(chosen["thin"]) is int and chosen["thin"] >= 1),
-            "how many cells of each of the review's experiments to run",
-        ),
-    }
-    for key, (fits_it, description) in fits.items():
-        if not fits_it:
-            raise InputError(f"config: {key}: found {chosen[key]!r:.60}; give {description}")
-    return chosen
-
-
 def plan_or_exit(root: str, config: Mapping[str, Any]) -> Plan:
     """The plan, or one line on standard error and the end of the program."""
     try:
-        return plan(Path(root), config)
+        return plan(root, config)
     except InputError as error:
         sys.exit(f"error: {error}")
 
@@ -191,8 +164,9 @@ def check_before_start(plan: Plan) -> None:
         return
     elsewhere = any(flag in sys.argv for flag in ("--executor", "-e"))
     try:
-        run.pick_device("auto" if elsewhere else plan.device)
-        for folder in (plan.results, plan.figures):
-            store.check_writable(Path(folder) / "any.file")
+        with located("error: config"):
+            run.pick_device("auto" if elsewhere else plan.device)
+            for folder in (plan.results, plan.figures):
+                store.check_writable(Path(folder) / "any.file")
     except InputError as error:
-        sys.exit(f"error: config: {error}")
+        sys.exit(str(error))

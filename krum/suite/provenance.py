@@ -8,12 +8,11 @@ count, nor do registered functions (rules, attacks, data sets, models, probes) t
 import ast
 import hashlib
 import subprocess
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 from krum.rules.aggregators import AGGREGATORS
 from krum.simulation.attacks import ATTACKS
@@ -26,12 +25,8 @@ PACKAGE = Path(__file__).resolve().parents[1]
 GROUND = ("registry.py", "errors.py")
 LIBRARIES = ("numpy", "pyarrow", "scikit-learn", "torch")
 DRAWING_LIBRARIES = ("matplotlib", "pandas", "scipy")
-REGISTRIES: tuple[Mapping[str, Any], ...] = (AGGREGATORS, ATTACKS, DATASETS, MODELS, PROBES)
-FUNCTIONS = {  # of every public name
-    name: entry.function.__name__ if hasattr(entry, "function") else name.replace("-", "_")
-    for registry in REGISTRIES
-    for name, entry in registry.items()
-}
+FUNCTIONS = {name: name.replace("-", "_") for name in (*ATTACKS, *DATASETS, *MODELS, *PROBES)}  # of every public name
+FUNCTIONS |= {name: rule.function.__name__ for name, rule in AGGREGATORS.items()}
 # Read when the code is, so that an edit while this process works does not pass for what it computes.
 SOURCES = {str(path.relative_to(PACKAGE)): path.read_text(encoding="utf-8") for path in PACKAGE.rglob("*.py")}
 
@@ -40,66 +35,67 @@ SOURCES = {str(path.relative_to(PACKAGE)): path.read_text(encoding="utf-8") for 
 class Statement:
     """A statement of a module's top level."""
 
-    function: str | None  # the name of a function
+    function: str  # the name of a function, or ""
     decorated: bool
     uses: frozenset[str]  # every name in it
-    digest: str  # of its code, without docstrings
+    code: str  # without docstrings
 
 
 @cache
 def code_digest(measured: Cell | Probe) -> str:
     """sha256 over the code and the library versions that decide a cell's curve or a probe's rows."""
     if isinstance(measured, Cell):
-        used = (measured.aggregator, measured.compare_with, measured.attack, measured.dataset, measured.model)
-        functions = frozenset(FUNCTIONS[name] for name in used if name is not None)
-        parts = [sliced(functions, *GROUND, "rules", "simulation", "suite/store.py")]
+        names = (measured.aggregator, measured.compare_with, measured.attack, measured.dataset, measured.model)
+        used = frozenset(FUNCTIONS[name] for name in names if name is not None)
+        code = [code_in(*GROUND, "rules", "simulation", "suite/store.py", used=used)]
     else:
         folders = ["rules", "distributed", *(["simulation"] if PROBES[measured.name].training else [])]
-        parts = [whole(*GROUND, *folders, "suite/store.py", "suite/theory.py")]
-        parts += [sliced(frozenset([FUNCTIONS[measured.name]]), "suite/probes.py")]
-    return _digest([*parts, *(f"{name} {number}" for name, number in libraries().items())])
+        code = [code_in(*GROUND, *folders, "suite/store.py", "suite/theory.py")]
+        code += [code_in("suite/probes.py", used=frozenset([FUNCTIONS[measured.name]]))]
+    return _digest([*code, *(f"{name} {number}" for name, number in libraries().items())])
 
 
+@cache
 def drawing_digest() -> str:
     """sha256 over the code that draws and judges, and the versions of its libraries."""
-    return _digest([whole("suite"), *(f"{name} {version(name)}" for name in DRAWING_LIBRARIES)])
+    return _digest([code_in("suite"), *(f"{name} {version(name)}" for name in DRAWING_LIBRARIES)])
 
 
 @cache
-def whole(*places: str) -> str:
-    """sha256 over all code in some files and folders of this package."""
-    return _digest(each.digest for path in _paths(places) for each in statements(SOURCES[path]))
+def code_in(*places: str, used: frozenset[str] | None = None) -> str:
+    """sha256 over the code in some files and folders of this package, of registered functions only what `used` need."""
+    paths = sorted(path for path in SOURCES for place in places if path == place or path.startswith(f"{place}/"))
+    code = [statement for path in paths for statement in statements(SOURCES[path])]
+    return _digest(each.code for each in (code if used is None else needed(used, code, FUNCTIONS.values())))
 
 
-@cache
-def sliced(used: frozenset[str], *places: str) -> str:
-    """The same, without the registered functions that those in `used` do not need, directly or through others."""
-    return slice_digest(used, [SOURCES[path] for path in _paths(places)], FUNCTIONS.values())
-
-
-def slice_digest(used: Iterable[str], sources: Iterable[str], registered: Iterable[str]) -> str:
-    """sha256 over some modules, without the `registered` functions that those in `used` do not need."""
-    code = [statement for source in sources for statement in statements(source)]
-    needed: set[str] = set()
+def needed(used: Iterable[str], code: Iterable[Statement], registered: Iterable[str]) -> list[Statement]:
+    """Some code without the `registered` functions that those in `used` do not need, directly or through others."""
+    names: set[str] = set()
     waiting = list(used)
     while waiting:
-        if (name := waiting.pop()) not in needed:
-            needed.add(name)
+        if (name := waiting.pop()) not in names:
+            names.add(name)
             waiting += [other for each in code if each.function == name for other in each.uses]
-    unneeded = set(registered) - needed
-    return _digest(each.digest for each in code if not (each.decorated and each.function in unneeded))
+    unneeded = set(registered) - names
+    return [each for each in code if not (each.decorated and each.function in unneeded)]
+
+
+class _WithoutDocstrings(ast.NodeTransformer):
+    def visit_Expr(self, node: ast.Expr) -> ast.Expr | None:
+        return None if isinstance(node.value, ast.Constant) else node
 
 
 @cache
 def statements(source: str) -> list[Statement]:
     """The statements of a module's top level, in order."""
-    found = []
-    for node in ast.parse(source).body:
-        _drop_docstrings(node)
-        names = frozenset(each.id for each in ast.walk(node) if isinstance(each, ast.Name))
-        name, decorated = (node.name, bool(node.decorator_list)) if isinstance(node, ast.FunctionDef) else (None, False)
-        found.append(Statement(name, decorated, names, _digest([ast.dump(node)])))
-    return found
+    result = []
+    for node in _WithoutDocstrings().visit(ast.parse(source)).body:
+        uses = frozenset(each.id for each in ast.walk(node) if isinstance(each, ast.Name))
+        is_function = isinstance(node, ast.FunctionDef)
+        decorated = is_function and bool(node.decorator_list)
+        result.append(Statement(node.name if is_function else "", decorated, uses, ast.dump(node)))
+    return result
 
 
 @cache
@@ -118,18 +114,5 @@ def git_commit() -> str:
     return done.stdout.strip() if done.returncode == 0 else "unknown"
 
 
-def _paths(places: Iterable[str]) -> list[str]:
-    """The modules in some files and folders."""
-    return sorted(path for path in SOURCES for place in places if path == place or path.startswith(f"{place}/"))
-
-
 def _digest(parts: Iterable[str]) -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
-
-
-def _drop_docstrings(tree: ast.AST) -> None:
-    for node in ast.walk(tree):
-        if isinstance(node, ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node, clean=False) is not None:
-            node.body = node.body[1:]
-        elif isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
-            node.value.value = ""

@@ -8,7 +8,6 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ import pyarrow.parquet as pq
 
 from krum.errors import InputError
 from krum.simulation import datasets
-from krum.simulation.cell import OPTIONS, Cell
+from krum.simulation.cell import FIELDS, OPTIONS, Cell
 
 METADATA_KEY = b"krum"
 TRAINING = "training"  # the measurement of a row that is no probe's
@@ -27,13 +26,9 @@ FIRST = (  # the columns that stand first
     *("dataset", "model", "aggregator", "attack", "workers", "byzantine", "declared_f", "byzantine_fraction"),
     *("batch_size", "learning_rate", "seed", "round", "test_error", "test_loss", "byzantine_weight"),
 )
-TYPES: dict[Any, pa.DataType] = {
-    int: pa.int64(),
-    float: pa.float64(),
-    bool: pa.bool_(),
-}  # of a cell's fields; all others are texts
+TYPES: dict[Any, pa.DataType] = {int: pa.int64(), float: pa.float64(), bool: pa.bool_()}  # all others are texts
 COLUMNS = {
-    **{field.name: TYPES.get(field.type, pa.string()) for field in fields(Cell)},
+    **{name: TYPES.get(field.type, pa.string()) for name, field in FIELDS.items()},
     **dict.fromkeys(("seed", "round"), pa.int64()),
     **dict.fromkeys(("test_error", "test_loss", "byzantine_weight", "majority_error", "differs"), pa.float64()),
     **dict.fromkeys(("gradient_norm", "gradient_noise", "distance_to_target", "norm_ratio"), pa.float64()),
@@ -42,7 +37,6 @@ COLUMNS = {
 }
 CURVE = pa.schema([(name, COLUMNS[name]) for name in dict.fromkeys([*FIRST, *COLUMNS])])
 NUMBERS = [field.name for field in CURVE if not pa.types.is_string(field.type)]
-_FLOATS = {field.name for field in CURVE if pa.types.is_floating(field.type)}
 
 
 def constants(cell: Cell) -> dict[str, Any]:
@@ -101,13 +95,10 @@ def read(path: Path | str) -> tuple[pd.DataFrame, dict[str, Any]]:
 
 def _read(path: Path) -> tuple[pa.Table, dict[str, Any]]:
     remedy = "delete it and build it again with snakemake"
-    if path.exists() and not path.is_file():
-        raise InputError(f"{path}: is no file; give a results file, such as results/figure4.parquet")
     try:
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
             table = file.read()
-        text = (table.schema.metadata or {}).get(METADATA_KEY)
-        metadata = None if text is None else json.loads(text)
+        metadata = json.loads((table.schema.metadata or {}).get(METADATA_KEY, "null"))
     except FileNotFoundError:
         raise InputError(f"{path}: not found; build it with snakemake") from None
     except (pa.ArrowException, OSError, ValueError, MemoryError) as error:
@@ -125,17 +116,11 @@ def file_digest(path: Path) -> str:
 def of_measurement(rows: pd.DataFrame, measurement: str = TRAINING) -> pd.DataFrame:
     """The rows of one measurement, with its columns only and in their own types."""
     chosen = rows[rows["measurement"] == measurement]
-    known = set(CURVE.names) | {"experiment"} if measurement == TRAINING else set()
+    known = {"experiment", *CURVE.names} if measurement == TRAINING else set()
     kept = chosen[[name for name in chosen.columns if name in known or chosen[name].notna().any()]].infer_objects()
-    whole = {  # integers that became floats beside the nulls of other measurements
-        name: "int64"
-        for name in kept.columns
-        if name not in _FLOATS
-        and kept[name].dtype == "float64"
-        and kept[name].notna().all()
-        and (kept[name] % 1 == 0).all()
-    }
-    return kept.astype(whole)
+    # Beside the nulls of other measurements, integers became floats.
+    floats = [name for name in kept.select_dtypes("float64") if COLUMNS.get(name) != pa.float64()]
+    return kept.astype({name: "int64" for name in floats if (kept[name] % 1 == 0).all()})
 
 
 def check_writable(path: Path) -> None:
@@ -169,3 +154,9 @@ def replacing(path: Path | str) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
     except OSError as error:
         raise InputError(f"{path}: cannot be written ({error.strerror or error}); free or unlock its folder") from None
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file, whole or not at all."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
