@@ -1,6 +1,6 @@
 """The data sets: where their bytes come from, what proves them, and how they are split into folds.
 
-Nothing here touches the network but `obtain`. Every reading checks every byte: files are the published ones or refused.
+Only `obtain` touches the network. Every reading checks every byte: files are the published ones or refused.
 To add a data set, write one function here, decorate it, and describe the data in data/README.md.
 """
 
@@ -37,25 +37,25 @@ class Dataset:
     """A registered data set."""
 
     name: str
+    read: Callable[[Path], Samples]  # from a folder
     samples: int
     features: int
     classes: int
     standardise: bool  # by the training fold's mean and deviation
     model: Mapping[str, Any]  # what is trained on it by default: a model's name and options
     checksums: dict[str, str]  # file -> digest of its uncompressed bytes, "md5:..." or "sha256:..."
-    read: Callable[[Path], Samples]  # from a folder
-    fetch: Callable[[Path], None] | None  # writes the files below a folder
+    fetch: Callable[[Path], None] | None = None  # writes the files below a folder
 
 
 DATASETS: dict[str, Dataset] = {}
 
 
-def dataset(*, fetch: Callable[[Path], None] | None = None, **facts: Any) -> Callable:
+def dataset(**facts: Any) -> Callable:
     """Register a function `(folder) -> Samples`; `facts` are the other fields of `Dataset`."""
 
-    def decorate(function: Callable[[Path], Samples]) -> Callable[[Path], Samples]:
-        DATASETS[kebab(function)] = Dataset(name=kebab(function), read=function, fetch=fetch, **facts)
-        return function
+    def decorate(read: Callable[[Path], Samples]) -> Callable[[Path], Samples]:
+        DATASETS[kebab(read)] = Dataset(kebab(read), read, **facts)
+        return read
 
     return decorate
 
@@ -70,11 +70,11 @@ def keep_in_memory() -> None:
     """Load every data set whose files are in order, for the children that this process forks."""
     for name in DATASETS:
         with suppress(InputError):
-            load(name)
+            folds(load(name).labels, 2, 0)  # imports scikit-learn
 
 
 def obtain(name: str, folder: Path = DATA) -> dict[str, str]:
-    """Make sure that the data set's files are there, fetching what is missing. Returns their checksums."""
+    """Fetch the data set's files that are missing, check all, return their checksums. Raises InputError."""
     entry = lookup(DATASETS, name, "data set")
     missing = [file for file in entry.checksums if find(folder, file) is None]
     if missing and entry.fetch is not None:
@@ -82,8 +82,7 @@ def obtain(name: str, folder: Path = DATA) -> dict[str, str]:
         with tempfile.TemporaryDirectory(dir=folder, prefix=".download-") as scratch:
             entry.fetch(Path(scratch))
             for file in missing:
-                if problem := _mismatch(Path(scratch, file).read_bytes(), entry.checksums[file]):
-                    raise InputError(f"{name} download: {file}: {problem}; run the command again")
+                read_checked(Path(scratch), name, file)
                 (folder / file).parent.mkdir(parents=True, exist_ok=True)
                 Path(scratch, file).replace(folder / file)
     for file in entry.checksums:
@@ -92,34 +91,29 @@ def obtain(name: str, folder: Path = DATA) -> dict[str, str]:
 
 
 def find(folder: Path, file: str) -> Path | None:
-    """The user's or our copy of a data set's file, plain or compressed, if there is one."""
-    for path in (folder / file, folder / Path(file).name):
-        for candidate in (path, path.with_name(path.name + ".gz")):
-            if candidate.is_file():
-                return candidate
-    return None
+    """A data set's file, plain or compressed, in the subfolder that it was published in or without it."""
+    places = [folder / file, folder / Path(file).name]
+    copies = [copy for place in places for copy in (place, place.with_name(f"{place.name}.gz"))]
+    return next((copy for copy in copies if copy.is_file()), None)
 
 
 def read_checked(folder: Path, name: str, file: str) -> bytes:
     """The uncompressed bytes of one of a data set's files, if they are the published ones; InputError otherwise."""
-    again = f"`python -m krum data {name}`"
     path = find(folder, file)
     if path is None:
-        raise InputError(f"{folder / file}: not found; get it with {again}, or put a copy there")
+        raise InputError(f"{folder / file}: not found; get it with `python -m krum data {name}`, or put a copy there")
+    expected = DATASETS[name].checksums[file]
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as opened:
             content = opened.read(LARGEST_FILE + 1)
     except Exception as error:  # OSError, EOFError and, through gzip, zlib.error
-        raise InputError(f"{path}: cannot be read ({error}); delete it and run {again}") from None
-    if problem := _mismatch(content, DATASETS[name].checksums[file]):
-        raise InputError(f"{path}: {problem}; delete it and run {again}")
-    return content
-
-
-def _mismatch(content: bytes, expected: str) -> str:
-    """What is wrong with some bytes, in words; nothing where they have the expected digest."""
-    found = digest(content, expected.partition(":")[0])
-    return "" if found == expected else f"{len(content)} bytes with {found}, expected {expected}"
+        problem = f"cannot be read ({error})"
+    else:
+        checksum = digest(content, expected.partition(":")[0])
+        if checksum == expected:
+            return content
+        problem = f"{len(content)} bytes with {checksum}, expected {expected}"
+    raise InputError(f"{path}: {problem}; delete it and run `python -m krum data {name}`")
 
 
 def digest(content: bytes, algorithm: str) -> str:
@@ -128,22 +122,10 @@ def digest(content: bytes, algorithm: str) -> str:
 
 
 def folds(labels: np.ndarray, count: int, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Stratified cross-validation: `count` pairs of (training indices, held-out indices).
+    """Stratified cross-validation: `count` pairs of (training indices, held-out indices); the seed shuffles."""
+    from sklearn.model_selection import StratifiedKFold  # `krum.aggregate` does without scikit-learn
 
-    The seed decides the shuffle. The folds are those of scikit-learn's `StratifiedKFold(count, shuffle=True,
-    random_state=seed)`, without its import, which takes as long as torch's.
-    """
-    rng = np.random.RandomState(seed)  # as scikit-learn does
-    _, first, classes = np.unique(labels, return_index=True, return_inverse=True)
-    classes = first.argsort().argsort()[classes]  # numbered in the order in which they appear
-    in_order = np.sort(classes)
-    held_out_by = np.empty(len(labels), np.int64)
-    for number in range(len(first)):
-        sizes = np.bincount(np.flatnonzero(in_order == number) % count, minlength=count)
-        dealt = np.arange(count).repeat(sizes)
-        rng.shuffle(dealt)
-        held_out_by[classes == number] = dealt
-    return [(np.flatnonzero(held_out_by != fold), np.flatnonzero(held_out_by == fold)) for fold in range(count)]
+    return list(StratifiedKFold(count, shuffle=True, random_state=seed).split(labels, labels))
 
 
 SPAMBASE: dict[str, Any] = {

