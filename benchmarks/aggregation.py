@@ -5,7 +5,6 @@ tensors, and a turn in every repetition, so that a busy moment of the machine fa
 taken PATIENCE seconds at a size runs there no more.
 """
 
-import statistics
 from functools import partial
 
 import pandas as pd
@@ -16,7 +15,6 @@ from benchmarks import measuring
 from benchmarks.peers import OURS, PEERS, installed
 
 SIZES = [(20, 6_000), (20, 100_000), (20, 10_000_000), (100, 1_000_000), (500, 100_000), (1000, 100_000)]
-QUICK = [(20, 6_000), (20, 100_000), (100, 10_000)]
 FORMS = {"matrix": "a matrix", "list": "a list of tensors"}
 PATIENCE = 5
 
@@ -30,47 +28,42 @@ def vectors(n, d, seed, device):
     return torch.randn(n, d, generator=torch.Generator().manual_seed(seed)).to(device)
 
 
-def measure(device, sizes, repeat):
+def measure(device, repeat, quick):
     """One row per size, form, implementation and repetition: its seconds."""
     rows, implementations = [], installed(device)
     for implementation in implementations.values():  # the first call imports
         implementation(vectors(*SIZES[0], 0, device), most_faults(SIZES[0][0]))
-    for n, d in tqdm(sizes, desc="aggregation"):
+    for n, d in tqdm(SIZES[:2] if quick else SIZES, desc="aggregation"):
         times = {(form, name): [] for form in FORMS for name in implementations}
         for turn in range(repeat + 1):  # the first turn warms up
             matrix = vectors(n, d, turn, device)
             forms = {"matrix": matrix, "list": [row.clone() for row in matrix]}
             for (form, name), measured in times.items():
                 if sum(measured) < PATIENCE:
-                    taken = measuring.seconds(partial(implementations[name], forms[form], most_faults(n)), device)
-                    if turn or taken > PATIENCE:
-                        measured.append(taken)
+                    elapsed = measuring.seconds(partial(implementations[name], forms[form], most_faults(n)))
+                    if turn or elapsed > PATIENCE:
+                        measured.append(elapsed)
         rows += [(n, d, *key, each) for key, measured in times.items() for each in measured]
     return pd.DataFrame(rows, columns=["n", "d", "form", "implementation", "seconds"])
 
 
 def speed_table(rows):
     """A line per size: everyone's milliseconds, and the fastest other package's over ours."""
-    names, lines = list(dict.fromkeys(rows["implementation"])), []
+    names, lines = list(rows["implementation"].unique()), []
     for (n, d), at_size in rows.groupby(["n", "d"], sort=False):
-        milliseconds = {name: list(1e3 * group["seconds"]) for name, group in at_size.groupby("implementation")}
-        others = [statistics.median(milliseconds[name]) for name in names if name in PEERS]
-        ratio = f"{min(others) / statistics.median(milliseconds[OURS]):.2f}" if others else ""
-        lines.append([f"{n:,}", f"{d:,}", *(measuring.spread(milliseconds[name]) for name in names), ratio])
+        milliseconds = 1e3 * at_size.set_index("implementation")["seconds"]
+        medians = milliseconds.groupby(level=0).median()
+        others = medians.drop([name for name in names if name not in PEERS])
+        ratio = f"{others.min() / medians[OURS]:.2f}" if len(others) else ""
+        lines.append([f"{n:,}", f"{d:,}", *(measuring.spread(milliseconds[[name]]) for name in names), ratio])
     return measuring.table(["n", "d", *names, "fastest other package / ours"], lines, words=0)
 
 
-def section(device, repeat, quick):
-    """Measure, keep the rows; the section of the page."""
-    rows = measure(device, QUICK if quick else SIZES, repeat)
-    measuring.keep(rows, "aggregation")
-    tables = [f"### {FORMS[form].capitalize()}\n\n{speed_table(group)}" for form, group in rows.groupby("form")]
-    missing = [name for name in PEERS if name not in installed(device)]
-    return SECTION.format(
-        repeat=repeat,
-        missing=f"\nNot measured, since not installed or for the CPU only: {', '.join(missing)}.\n" if missing else "",
-        tables="\n\n".join(tables[::-1]),
-    )
+def section(rows, repeat):
+    tables = [f"### {words.capitalize()}\n\n{speed_table(rows[rows['form'] == form])}" for form, words in FORMS.items()]
+    missing = ", ".join(name for name in PEERS if name not in set(rows["implementation"]))
+    note = f"\nNot measured, since not installed or for the CPU only: {missing}.\n" if missing else ""
+    return SECTION.format(repeat=repeat, missing=note, tables="\n\n".join(tables))
 
 
 SECTION = """## Aggregation

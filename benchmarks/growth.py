@@ -9,11 +9,31 @@ from tqdm import tqdm
 from benchmarks import measuring
 from benchmarks.aggregation import most_faults, vectors
 from benchmarks.peers import ours
-from benchmarks.training import QUICK_RUN, RUN, round_of_ours
+from benchmarks.training import round_of_ours
 
-WORKERS, QUICK_WORKERS = (50, 100, 200, 500, 1000), (20, 50, 100)  # of 10^5 parameters, 10^4
-PARAMETERS, QUICK_PARAMETERS = (10**4, 10**5, 10**6, 10**7), (10**4, 10**5)  # of 20 workers
-SEEDS, QUICK_SEEDS = (1, 2, 5, 10, 20, 50), (1, 5)
+WORKERS = (50, 100, 200, 500, 1000)
+PARAMETERS = (10**4, 10**5, 10**6, 10**7)
+SEEDS = (1, 2, 5, 10, 20, 50)
+
+
+def measure(device, repeat, quick):
+    """One row per growth, point and repetition: its seconds."""
+
+    def aggregation(n, d, turn):
+        return measuring.seconds(partial(ours, vectors(n, d, turn, device), most_faults(n)))
+
+    growths = {
+        "workers n (d = 100,000)": (WORKERS, lambda n, turn: aggregation(n, 100_000, turn)),
+        "parameters d (n = 20)": (PARAMETERS, lambda d, turn: aggregation(20, d, turn)),
+        "seeds (MNIST, batch 3)": (SEEDS, lambda seeds, _: round_of_ours("mnist", 3, seeds, device)),
+    }
+    rows = [
+        (over, x, measured(x, turn))
+        for over, (points, measured) in growths.items()
+        for turn in tqdm(range(repeat), desc=over)
+        for x in (points[:2] if quick else points)
+    ]
+    return pd.DataFrame(rows, columns=["over", "x", "seconds"])
 
 
 def exponent(x, seconds):
@@ -22,48 +42,13 @@ def exponent(x, seconds):
     return float(np.polyfit(np.log(x[half:]), np.log(seconds[half:]), 1)[0])
 
 
-def measure(device, repeat, quick):
-    """One row per growth, point and repetition: its seconds."""
-    rounds, d = (QUICK_RUN, 10_000) if quick else (RUN, 100_000)
-
-    def aggregation(n, d, turn):
-        return measuring.seconds(partial(ours, vectors(n, d, turn, device), most_faults(n)), device)
-
-    growths = {
-        f"workers n (d = {d:,})": (QUICK_WORKERS if quick else WORKERS, lambda n, turn: aggregation(n, d, turn)),
-        "parameters d (n = 20)": (
-            QUICK_PARAMETERS if quick else PARAMETERS,
-            lambda d, turn: aggregation(20, d, turn),
-        ),
-        "seeds (MNIST, batch 3)": (
-            QUICK_SEEDS if quick else SEEDS,
-            lambda seeds, _: round_of_ours("mnist", 3, seeds, rounds, device),
-        ),
-    }
-    rows = [
-        (over, x, measured(x, turn))
-        for over, (points, measured) in growths.items()
-        for turn in tqdm(range(repeat), desc=over)
-        for x in points
-    ]
-    return pd.DataFrame(rows, columns=["over", "x", "seconds"])
-
-
-def growth_table(rows):
-    """A line per growth: the milliseconds at each point, and the fitted exponent."""
+def section(rows, repeat):
     lines = []
     for over, group in rows.groupby("over", sort=False):
         medians = group.groupby("x")["seconds"].median()
         points = ", ".join(f"{x:,}: {measuring.number(1e3 * seconds)}" for x, seconds in medians.items())
         lines.append([over, points, f"{exponent(medians.index.to_numpy(), medians.to_numpy()):.2f}"])
-    return measuring.table(["over", "ms", "exponent"], lines, words=2)
-
-
-def section(device, repeat, quick):
-    """Measure, keep the rows; the section of the page."""
-    rows = measure(device, repeat, quick)
-    measuring.keep(rows, "growth")
-    return SECTION.format(repeat=repeat, table=growth_table(rows))
+    return SECTION.format(repeat=repeat, table=measuring.table(["over", "ms", "exponent"], lines, words=2))
 
 
 SECTION = """## How the cost grows

@@ -3,36 +3,28 @@
 import math
 import os
 import platform
-import statistics
 import time
-from importlib.metadata import PackageNotFoundError, version
+from importlib import metadata
 from pathlib import Path
 
 import torch
 
-ROOT = Path(__file__).resolve().parent.parent
-MEASURED = ROOT / "results" / "performance"
 SHORTEST = 0.02  # seconds of a measurement
 
 
-def seconds(function, device="cpu"):
+def seconds(function):
     """The seconds that a call takes; of a short one, the mean over as many as fill SHORTEST seconds."""
-    first = _timed(function, 1, device)
-    return first if first >= SHORTEST else _timed(function, math.ceil(SHORTEST / first), device)
+    first = _mean_seconds(function, 1)
+    return first if first >= SHORTEST else _mean_seconds(function, math.ceil(SHORTEST / first))
 
 
-def _timed(function, count, device):
-    _wait(device)
+def _mean_seconds(function, count):
     start = time.perf_counter()
     for _ in range(count):
         function()
-    _wait(device)
-    return (time.perf_counter() - start) / count
-
-
-def _wait(device):
-    if torch.device(device).type == "cuda":
+    if torch.cuda.is_available():
         torch.cuda.synchronize()
+    return (time.perf_counter() - start) / count
 
 
 def number(value):
@@ -43,8 +35,8 @@ def number(value):
 
 
 def spread(values):
-    """`median (least - most)`."""
-    return f"{number(statistics.median(values))} ({number(min(values))} - {number(max(values))})"
+    """`median (least - most)` of a series."""
+    return f"{number(values.median())} ({number(values.min())} - {number(values.max())})"
 
 
 def table(head, rows, words=1):
@@ -53,30 +45,19 @@ def table(head, rows, words=1):
     return "\n".join(f"| {' | '.join(map(str, row))} |" for row in [head, rules, *rows])
 
 
-def keep(rows, name):
-    """Write a frame of measured rows below results/."""
-    MEASURED.mkdir(parents=True, exist_ok=True)
-    rows.to_csv(MEASURED / f"{name}.csv", index=False)
-
-
-def describe(device, packages):
+def describe_machine(device, packages):
     """One line: processor, threads, versions."""
     if device.type == "cuda":
         machine = torch.cuda.get_device_name()
     else:
         machine = f"{_processor()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
-    versions = [f"Python {platform.python_version()}", f"torch {torch.__version__}"]
-    for package in packages:
-        try:
-            versions.append(f"{package} {version(package)}")
-        except PackageNotFoundError:
-            versions.append(f"{package} not installed")
-    return f"{machine}; {', '.join(versions)}"
+    installed = {each.name.lower(): each.version for each in metadata.distributions()}
+    versions = [f"{package} {installed.get(package, 'not installed')}" for package in packages]
+    return f"{machine}; {', '.join([f'Python {platform.python_version()}', *versions])}"
 
 
 def _processor():
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
+    information = Path("/proc/cpuinfo")
+    lines = information.read_text(encoding="utf-8").splitlines() if information.exists() else []
+    models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(models, platform.processor() or platform.machine())

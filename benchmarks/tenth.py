@@ -11,11 +11,9 @@ import time
 from dataclasses import replace
 
 import pandas as pd
-import torch
 from tqdm import tqdm
 
 from benchmarks import measuring
-from krum.simulation import datasets
 from krum.simulation.run import simulate
 from krum.suite import experiment
 
@@ -35,18 +33,23 @@ def cells():
     return sorted(different, key=lambda cell: cell.to_json())
 
 
-def measure(every=1):
-    """One row per cell, or per every tenth cell and so on: its group and its CPU seconds."""
-    threads, rows, chosen = torch.get_num_threads(), [], cells()[::every]
-    torch.set_num_threads(1)
-    for cell in {tuple(getattr(cell, key) for key in GROUP): cell for cell in chosen}.values():  # warm up every group
-        simulate(replace(cell, rounds=2, evaluate_every=2, seeds=2), datasets.load(cell.dataset), device="cpu")
-    for cell in tqdm(chosen, desc="a tenth of every curve"):
+def measure_every(step):
+    """One row per so many-th cell: its group and its CPU seconds."""
+    rows, warm = [], set()
+    for cell in tqdm(cells()[::step], desc="a tenth of every curve"):
+        group = tuple(getattr(cell, key) for key in GROUP)
+        if group not in warm:
+            simulate(replace(cell, rounds=2, evaluate_every=2, seeds=2), device="cpu")
+            warm.add(group)
         start = time.process_time()
-        simulate(tenth(cell), datasets.load(cell.dataset), device="cpu")
-        rows.append((*(getattr(cell, key) for key in GROUP), time.process_time() - start))
-    torch.set_num_threads(threads)
+        simulate(tenth(cell), device="cpu")
+        rows.append((*group, time.process_time() - start))
     return pd.DataFrame(rows, columns=[*GROUP, "seconds"])
+
+
+def measure(device, repeat, quick):
+    """Every cell once, on a CPU, or a few of them."""
+    return measure_every(20 if quick else 1)
 
 
 def group_table(rows):
@@ -57,10 +60,7 @@ def group_table(rows):
     return measuring.table(["data set", "model", "batch", "curves", "CPU seconds of a tenth"], lines, words=2)
 
 
-def section(device, repeat, quick):
-    """Measure once, on a CPU, and keep the rows; the section of the page."""
-    rows = measure(every=20 if quick else 1)
-    measuring.keep(rows, "tenth")
+def section(rows, repeat):
     return SECTION.format(minutes=measuring.number(10 * rows["seconds"].sum() / 60), table=group_table(rows))
 
 
@@ -75,4 +75,4 @@ about ten times as much, {minutes} minutes, shared by the processor's cores. Sna
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(prog="python -m benchmarks.tenth", description=__doc__.partition("\n")[0])
     parser.add_argument("--every", type=int, default=1, help="only every so many-th curve (default: 1)")
-    print(group_table(measure(parser.parse_args().every)))
+    print(group_table(measure_every(parser.parse_args().every)))

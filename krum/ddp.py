@@ -1,5 +1,5 @@
 """`krum.distributed.ddp`, by its public name."""
 
-from krum.distributed.ddp import aggregate_, aggregate_with, cut, gather, receive_buffer, scatter
+from krum.distributed.ddp import aggregate_, aggregate_with
 
-__all__ = ["aggregate_", "aggregate_with", "cut", "gather", "receive_buffer", "scatter"]
+__all__ = ["aggregate_", "aggregate_with"]

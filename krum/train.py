@@ -17,27 +17,21 @@ import torch
 import torch.distributed as dist
 import yaml
 
-from krum.distributed.train import Worker, train
+from krum.distributed.train import train
 from krum.errors import InputError
 from krum.simulation.cell import Cell, make_cell
 from krum.suite import store
 
-__all__ = ["Worker", "main", "train"]
-
-TIMEOUT = 60  # seconds that a rank waits for another one
+__all__ = ["main", "train"]
 
 
 def main(argv: list[str]) -> int:
     """Be one rank of `torchrun`; mistakes in the arguments are InputErrors, told once."""
-    parser = argparse.ArgumentParser(
-        prog="torchrun -m krum.train", description="Train a cell with real workers, one a rank."
-    )
+    parser = argparse.ArgumentParser(prog="torchrun -m krum.train", description="Train a cell with real workers.")
     parser.add_argument("parameters", nargs="*", metavar="parameter=value", help="as in an experiment's YAML")
     parser.add_argument("--seed", type=int, default=0, help="which of the cell's seeds (default: 0)")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
-    parser.add_argument(
-        "--timeout", type=float, default=TIMEOUT, help=f"seconds to wait for a rank (default: {TIMEOUT})"
-    )
+    parser.add_argument("--timeout", type=float, default=60, help="seconds to wait for another rank (default: 60)")
     parser.add_argument("--output", type=Path, help="a parquet file for the curve")
     arguments = parser.parse_args(argv)
     rank = int(os.environ.get("RANK", "0"))
@@ -50,8 +44,7 @@ def main(argv: list[str]) -> int:
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
         else:
             torch.set_num_threads(1)
-        waits = timedelta(seconds=arguments.timeout)
-        dist.init_process_group("nccl" if cuda else "gloo", timeout=waits)
+        dist.init_process_group("nccl" if cuda else "gloo", timeout=timedelta(seconds=arguments.timeout))
         try:
             rows = train(cell, arguments.seed, arguments.device)
         except RuntimeError as error:

@@ -3,17 +3,17 @@
     model = DistributedDataParallel(model)
     krum.ddp.aggregate_with(model, "krum", f=1)
 
-Each rank is a worker with its own mini-batches. Its gradient goes out in N equal parts, one to each rank, so that
-every rank holds 1/N of the coordinates of all N gradients; there it takes part in the choice (`krum.sharded`),
-combines its part, and gives the result to all. A rank sends `2 (N - 1) / N` times its gradient, as many bytes as a
-ring all-reduce, plus 8 N^2 for the distances, and not N times its gradient, as if it sent it to everyone.
+Each rank is a worker with its own mini-batches. It sends every other rank one of N equal parts of its gradient, takes
+part in the choice with its part of all gradients (`krum.sharded`), combines that, and gives the result to all: as many
+bytes as in a ring all-reduce, `2 (N - 1) / N` times its gradient, and 8 N^2 for the distances.
 
-The code of all ranks is trusted: each computes a part of every aggregate. Their gradients are not: whatever up to f
-of them hold, the aggregate is what the rule makes of it. Against machines that do not run this code as it stands, a
-separate server, or several that compare their results, is needed.
+The gradients are not trusted, whatever up to f of them hold. The code of all ranks is: each computes a part of every
+aggregate. Against machines that run other code, a separate server, or several that compare results, is needed.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -53,7 +53,8 @@ def aggregate_with(
     if rule.previous:
         raise InputError(f"{rule.name} needs the last aggregate, which the hook does not keep; give another rule")
     try:
-        model.register_comm_hook(_Hook(aggregator, f, options, group), _Hook.receive)
+        combine = partial(sharded.aggregate, aggregator=aggregator, f=f, group=group, **options)
+        model.register_comm_hook(_Hook(combine, group), _Hook.receive)
     except RuntimeError as error:
         raise InputError(f"model: has a communication hook already ({error}); wrap it anew") from None
 
@@ -65,20 +66,17 @@ def aggregate_(
     f: int | None = None,
     *,
     previous: Tensor | None = None,
-    received: Tensor | None = None,
     group: dist.ProcessGroup | None = None,
     **options: Any,
 ) -> Tensor:
     """Turn every rank's flat gradient `[d]`, in place, into their aggregate by any rule of `krum.AGGREGATORS`.
 
     Arguments and errors as in `krum.aggregate`, with n the number of ranks; `previous` is the last aggregate `[d]`.
-    `received` is memory for this rank's part of everyone's gradients, `receive_buffer(flat)`, made anew by default.
     """
-    if not isinstance(flat, Tensor) or flat.ndim != 1 or not flat.is_contiguous() or not flat.is_floating_point():
-        found = f"{tuple(flat.shape)} of {flat.dtype}" if isinstance(flat, Tensor) else type(flat).__name__
-        raise InputError(f"flat: found {found}; give a contiguous floating tensor [d]")
+    if flat.ndim != 1 or not flat.is_contiguous() or not flat.is_floating_point():
+        raise InputError(f"flat: found {tuple(flat.shape)} of {flat.dtype}; give a contiguous floating tensor [d]")
     checked(aggregator, _count_ranks(group), f, options)  # before anything is sent
-    received = receive_buffer(flat, group) if received is None else received
+    received = receive_buffer(flat, group)
     scatter(flat, received, group).wait()
     if previous is not None:
         options["previous"] = cut(previous, group)[dist.get_rank(group)]
@@ -125,19 +123,14 @@ def gather(part: Tensor, flat: Tensor, group: dist.ProcessGroup | None = None) -
 class _Hook:
     """The buckets of one backward pass: the choice is among whole gradients, so all wait for the last one."""
 
-    aggregator: str
-    f: int | None
-    options: dict[str, Any]
+    combine: Callable[[list[Tensor]], list[Tensor]]  # this rank's parts of everyone's buckets -> of the aggregate
     group: dist.ProcessGroup | None
-    buffers: dict[int, Tensor] = field(default_factory=dict)  # by bucket, kept from step to step
     waiting: list[tuple[Tensor, Tensor, dist.Work, Future[Tensor]]] = field(default_factory=list)
 
     def receive(self, bucket: dist.GradBucket) -> Future[Tensor]:
         """Send one bucket's gradients; with the last bucket, aggregate all of them."""
-        flat, received = bucket.buffer(), self.buffers.get(bucket.index())
-        if received is None or received.shape[1] != len(cut(flat, self.group)[dist.get_rank(self.group)]):
-            received = receive_buffer(flat, self.group)  # at first, and when DDP cuts its buckets anew
-            self.buffers[bucket.index()] = received
+        flat = bucket.buffer()
+        received = receive_buffer(flat, self.group)
         future: Future[Tensor] = Future() if flat.device.type == "cpu" else Future(devices=[flat.device])
         self.waiting.append((flat, received, scatter(flat, received, self.group), future))
         if bucket.is_last():
@@ -148,8 +141,7 @@ class _Hook:
         buckets, self.waiting = self.waiting, []
         for _, _, work, _ in buckets:
             work.wait()
-        parts = [received for _, received, _, _ in buckets]
-        combined = sharded.aggregate(parts, self.aggregator, self.f, group=self.group, **self.options)
+        combined = self.combine([received for _, received, _, _ in buckets])
         for part, (flat, _, _, future) in zip(combined, buckets, strict=True):
             gather(part, flat, self.group)
             future.set_result(flat)

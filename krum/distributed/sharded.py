@@ -1,16 +1,15 @@
 """Krum on gradients whose coordinates are spread over processes: the same choice as in one place, exactly.
 
-Krum sees n vectors only through their inner products, and an inner product is a sum over parameters. So every process
+Krum sees n vectors only through their distances, and a squared distance is a sum over parameters. So every process
 sums over the parameters that it holds, n^2 numbers are added up over all processes, and each takes the same weights
 and combines its own slice: the summation form of Chu et al., "Map-Reduce for Machine Learning on Multicore" (NIPS 19,
-2006). It does not matter how the parameters are cut: by layers, by neurons, or into equal parts of a flat vector.
+2006). Parameters may be cut by layers, by neurons, or into equal parts of a flat vector.
 
-Every rank of a `torch.distributed` process group calls the same function with its own slices of all n vectors. Slices
-are a tensor `[n, ...]`, or a list, a tuple or a dict of them; ranks may hold different numbers of parameters, or none.
+Every rank of a process group calls the same function with its own slices of all n vectors: a tensor `[n, ...]`, or a
+list, a tuple or a dict of them; ranks may hold different numbers of parameters, or none.
 DTensors stand for their local parts, which must be cut along parameters and not along workers, nor be replicated.
 
-The processes that aggregate are trusted: each sees a part of every gradient and computes as it should. The gradients
-are not trusted: a vector with a NaN or an infinity, in whichever slice, is infinitely far.
+The ranks are trusted, the gradients are not: one with a NaN or an infinity, in whichever slice, is infinitely far.
 """
 
 from collections.abc import Mapping
@@ -54,19 +53,14 @@ def aggregate(
         TypeError, InputError: as in `krum.aggregate`; what concerns whole vectors is raised on every rank.
     """
     rule, rows, f, options = _read(slices, aggregator, f, options)
-    if rule.sees == "vectors":
-        if rule.select is not None:
-            squared = _squared_distances(rows, group)
-            aggregation.refuse_too_many(~squared.diagonal().isfinite(), f)
-            options["chosen"] = rule.select(squared, f)
-        else:
-            not_finite = torch.stack([(~part.isfinite()).any(-1) for part in rows]).sum(0, dtype=torch.float64)
-            aggregation.refuse_too_many(_sum_over_ranks(not_finite, group) > 0, f)
-        parts = aggregation.by_coordinates(rule, rows, f, options)
-    else:
-        chosen = aggregation.weigh(rule, _squared_distances(rows, group), f, options)
-        parts = [aggregation.combine(chosen, part) for part in rows]
-    return _like(slices, parts)
+    if rule.sees == "distances":
+        chosen = aggregation.weigh(rule, squared_distances(rows, group=group), f, options)
+        return _like(slices, [aggregation.combine(chosen, part) for part in rows])
+    not_finite = torch.stack([(~part.isfinite()).any(-1) for part in rows]).sum(0)
+    aggregation.refuse_too_many(_sum_over_ranks(not_finite, group) > 0, f)
+    if rule.select is not None:
+        options["chosen"] = rule.select(squared_distances(rows, group=group), f)
+    return _like(slices, aggregation.by_coordinates(rule, rows, f, options))
 
 
 @torch.no_grad()
@@ -85,7 +79,7 @@ def weights(
     rule, rows, f, options = _read(slices, aggregator, f, options)
     if rule.sees == "vectors":
         raise InputError(f"{rule.name} needs the vectors' coordinates and has no weights; call krum.sharded.aggregate")
-    chosen = aggregation.weigh(rule, _squared_distances(rows, group), f, options)
+    chosen = aggregation.weigh(rule, squared_distances(rows, group=group), f, options)
     return chosen[:-1] if rule.previous else chosen
 
 
@@ -93,19 +87,11 @@ def weights(
 def squared_distances(slices: Slices, *, group: dist.ProcessGroup | None = None) -> Tensor:
     """All `||V_i - V_j||^2` of vectors whose coordinates all ranks hold together, float64 `[n, n]`.
 
-    Each rank sums over its own coordinates as `krum.rules.distances.squared_distances` does, and the sums are added
-    up: 8 n^2 bytes go round. Identical vectors keep identical rows, and a vector that is not finite in any slice is at
-    distance `inf` from every vector.
+    Identical vectors keep identical rows, and a vector that is not finite in any slice is at distance `inf` from every
+    vector. 8 n^2 bytes go round.
     """
-    return _squared_distances([_flat(part) for part in _local_parts(slices)], group)
-
-
-def _squared_distances(rows: list[Tensor], group: dist.ProcessGroup | None) -> Tensor:
-    not_empty = [part for part in rows if part.numel()]
-    n = len(rows[0])
-    if not_empty:
-        return _sum_over_ranks(distances.of_blocks(not_empty), group)
-    return _sum_over_ranks(torch.zeros(n, n, dtype=torch.float64, device=rows[0].device), group)
+    rows = [_flat(part) for part in _local_parts(slices)]
+    return _sum_over_ranks(distances.of_blocks(rows), group)
 
 
 def _sum_over_ranks(numbers: Tensor, group: dist.ProcessGroup | None) -> Tensor:
@@ -118,13 +104,15 @@ def _sum_over_ranks(numbers: Tensor, group: dist.ProcessGroup | None) -> Tensor:
 def _read(
     slices: Slices, aggregator: str, f: int | None, options: dict[str, Any]
 ) -> tuple[Aggregator, list[Tensor], int, dict[str, Any]]:
-    """The rule; the local slices, flat, `[n, d]` each, with the last aggregate as one row more where the rule takes
-    it; f; and what the rule is called with. Raises TypeError, InputError."""
+    """The rule, the flat local slices `[n, d]`, f, and what the rule is called with. Raises TypeError, InputError.
+
+    Where the rule takes the last aggregate, that is one more row of the slices.
+    """
     local = _local_parts(slices)
+    rows = [_flat(part) for part in local]
     takes_previous = lookup(AGGREGATORS, aggregator, "aggregator").previous
     previous = options.pop("previous", None) if takes_previous else None
     rule, context, options, f = aggregation.checked(aggregator, len(local[0]), f, options)
-    rows = [_flat(part) for part in local]
     if takes_previous:
         last = [part.new_zeros(part.shape[1:]) for part in local]
         if previous is not None:
@@ -177,9 +165,7 @@ def _like(slices: Slices, parts: list[Tensor]) -> Slices:
     shaped = [_shaped(part, before) for part, before in zip(parts, _listed(slices), strict=True)]
     if isinstance(slices, Mapping):
         return dict(zip(slices, shaped, strict=True))
-    if isinstance(slices, list | tuple):
-        return type(slices)(*shaped) if hasattr(slices, "_fields") else type(slices)(shaped)
-    return shaped[0]
+    return type(slices)(shaped) if isinstance(slices, list | tuple) else shaped[0]
 
 
 def _shaped(part: Tensor, before: Tensor) -> Tensor:

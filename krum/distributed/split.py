@@ -1,13 +1,10 @@
 """A model split by neurons over processes, trained with Krum under attack: the review's objection 5, run.
 
-Every rank holds some of the neurons of each layer of a multi-layer perceptron: their columns of the weights, for all
-n workers. Ranks exchange activations and derivatives, as tensor parallelism does. Of the gradients nothing goes
-round: the ranks add up their distances (`krum.sharded`), n^2 numbers, take the same worker, and each steps in its own
-slice. The tempting shortcut is there too: each rank runs Krum on its own slice alone, and the slices of a step come
-from different workers.
+Every rank holds some neurons of each layer of a perceptron: their columns of the weights, for all n workers. The ranks
+exchange activations and derivatives, as tensor parallelism does. Of the gradients only distances go round
+(`krum.sharded`): all ranks take the same worker, and each steps in its own slice. The tempting shortcut is there, too:
+each rank runs Krum on its own slice, and the slices of a step come from different workers.
 """
-
-from dataclasses import replace
 
 import torch
 import torch.distributed as dist
@@ -19,6 +16,8 @@ from krum.simulation import datasets
 from krum.simulation.cell import Cell, make_cell
 from krum.simulation.draws import stream
 from krum.simulation.round import start
+
+DEVIATION = 200.0  # of the Gaussian attackers' coordinates
 
 
 class SplitModel:
@@ -34,7 +33,7 @@ class SplitModel:
         ]
         role = f"attack noise of rank {rank} of {ranks}"
         self._noise = torch.Generator().manual_seed(int(stream(seed, role).generate_state(1)[0]))
-        self._only_this_rank = [dist.new_group([one]) for one in range(ranks)][rank]
+        self._only_this_rank = [dist.new_group([member]) for member in range(ranks)][rank]
         self.agreed = 0  # rounds in which all ranks took the same worker
 
     @torch.no_grad()
@@ -42,11 +41,9 @@ class SplitModel:
         """One step of all ranks: the rule's on whole gradients if `together`, else each rank's on its own slices."""
         cell, state = self.state.cell, self.state
         samples, labels = state.batches.of(state.round, slice(state.honest))
-        gradients = self._gradients(samples[0], labels[0])
-        deviation = float(dict(cell.attack_options).get("standard_deviation", 200.0))
         sent = []
-        for honest in gradients:
-            noise = torch.empty(cell.byzantine, *honest.shape[1:]).normal_(0, deviation, generator=self._noise)
+        for honest in self._gradients(samples[0], labels[0]):
+            noise = torch.empty(cell.byzantine, *honest.shape[1:]).normal_(0, DEVIATION, generator=self._noise)
             sent.append(torch.cat([honest, noise]))
         group = None if together else self._only_this_rank
         weights = sharded.weights(sent, state.rule.name, cell.declared_f, group=group)
@@ -101,10 +98,18 @@ class SplitModel:
 
 
 def cell(dataset: str, workers: int, byzantine: int, rounds: int) -> Cell:
-    """What is trained here: Krum, declared f as many as there are Gaussian attackers."""
-    options = {"dataset": dataset, "workers": workers, "rounds": rounds}
-    calm = make_cell({**options, "aggregator": "krum", "declared_f": byzantine})
-    return replace(calm, attack="gaussian", byzantine=byzantine, byzantine_fraction=byzantine / workers)
+    """Krum against Gaussian attackers, as many as it is told."""
+    return make_cell(
+        {
+            "dataset": dataset,
+            "aggregator": "krum",
+            "attack": {"name": "gaussian", "standard_deviation": DEVIATION},
+            "workers": workers,
+            "byzantine_fraction": (byzantine + 0.5) / workers,  # which is rounded down
+            "declared_f": byzantine,
+            "rounds": rounds,
+        }
+    )
 
 
 def train(seed: int, dataset: str, workers: int, byzantine: int, rounds: int, together: bool) -> list[dict[str, float]]:
