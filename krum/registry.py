@@ -1,7 +1,7 @@
 """What aggregators, attacks and models have in common: a kebab-case name and keyword options."""
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from numbers import Integral, Real
 from types import NoneType

