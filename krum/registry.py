@@ -3,13 +3,16 @@
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
-from numbers import Integral, Real
+from numbers import Integral
 from types import NoneType
 from typing import Any, TypeVar, get_args, get_origin
+
+import numpy as np
 
 from krum.errors import InputError, unknown
 
 LARGEST = 1e30
+NUMBER = (int, float, np.integer, np.floating)  # what torch computes with; no fractions
 Entry = TypeVar("Entry")
 
 
@@ -59,11 +62,11 @@ def _check(parameter: inspect.Parameter, value: Any) -> tuple[bool, str]:
         return absent or is_list, "a list of positive integers"
     if declared == [str]:
         return isinstance(value, str), "a text"
-    kind, words = (Real, "number") if declared == [float] else (Integral, "integer")
+    kind, words = (NUMBER, "number") if declared == [float] else (Integral, "integer")
     return absent or _positive(value, kind, default), f"a positive {words} of at most {LARGEST:g}"
 
 
-def _positive(value: Any, kind: type, default: Any = None) -> bool:
+def _positive(value: Any, kind: Any, default: Any = None) -> bool:
     """A number above zero, or zero where that is the default."""
     is_number = isinstance(value, kind) and not isinstance(value, bool)
     return is_number and bool(0 < value <= LARGEST or value == default == 0)
