@@ -111,9 +111,9 @@ def geometric_median(squared_distances: Tensor, *, iterations: int = 1000, toler
         length = (-(step * times_distances(step)).sum(-1, keepdim=True) / 2).clamp(min=0).sqrt()
         stay = (lies_on.sum(-1, keepdim=True) / (total * length).clamp(min=1e-300)).clamp(max=1)
         updated = towards + stay * (weights - towards)
-        moved = (updated - weights).abs().max()
+        moved = (updated - weights).abs()
         weights = updated
-        if not bool(moved > tolerance):
+        if not bool((moved > tolerance).any()):  # whatever is NaN does not move
             break
     return weights
 
