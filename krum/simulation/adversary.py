@@ -47,7 +47,8 @@ class Adversary:
     """Some replicas' indices [r] -> the loss's gradient over their whole training folds, or as many samples, [r, d]."""
     parameters: Callable[[], Tensor]  # the current model x_t, flat [R, d]
     wrong_model: Callable[[], Tensor]  # a model trained on wrong labels, always the same, flat [R, d]
-    own: Callable[[bool], Tensor]  # what the Byzantine workers would send if honest, flat [R, f, d]; True: wrong labels
+    own_vectors: Callable[..., Tensor]
+    """What the Byzantine workers would send if honest, flat [R, f, d]; for wrong labels with `relabelled=True`."""
     round: int  # from 0
     memory: dict[str, Tensor]  # what an attack keeps from one round to the next, and draws ahead
     generators: Sequence[np.random.Generator]  # one per replica, for small draws
@@ -72,10 +73,6 @@ class Adversary:
     def honest_vectors(self) -> Tensor:
         """The honest gradients themselves, flat [R, h, d]."""
         return self.gradients.vectors()
-
-    def own_vectors(self, relabelled: bool = False) -> Tensor:
-        """What the Byzantine workers would send if they were honest, flat [R, f, d], perhaps with wrong labels."""
-        return self.own(relabelled)
 
     def with_a_flipped_bit(self, vectors: Tensor) -> Tensor:
         """`vectors [R, f, d]` with one random bit flipped in one random coordinate of each, as float32."""

@@ -41,7 +41,6 @@ class WorkerGradients:
     deltas: Sequence[Tensor]  # per layer, [R, S, out]
     workers: int
     batch_size: int  # samples per worker
-    branch: Branch | None = None  # forces one way of computing the Gram matrix, for tests
 
     @property
     def like(self) -> Tensor:
@@ -54,8 +53,7 @@ class WorkerGradients:
         gram = self.like.new_zeros((len(self.like), self.workers, self.workers), dtype=torch.float64)
         for x, delta in zip(self.inputs, self.deltas, strict=True):
             rows = x.shape[1] // self.workers
-            branch = self.branch or cheaper_branch(self.workers, rows, x.shape[-1], delta.shape[-1])
-            if branch == "sample pairs":
+            if cheaper_branch(self.workers, rows, x.shape[-1], delta.shape[-1]) == "sample pairs":
                 _add_sums_over_pairs(gram, x, delta)
             else:
                 _add_products_of_formed(gram, x, delta)
@@ -79,12 +77,9 @@ class WorkerGradients:
         """`||G_i||^2`, [R, h] float64, without the other inner products."""
         total = self.like.new_zeros((len(self.like), self.workers), dtype=torch.float64)
         for x, delta in zip(self.inputs, self.deltas, strict=True):
-            if x.shape[1] == self.workers:  # one row each: the outer product's norm is the product of the norms
-                norms = torch.linalg.vector_norm(x, dim=-1).square() + 1
-                total += (norms * torch.linalg.vector_norm(delta, dim=-1).square()).double() / self.batch_size**2
-            else:
-                total += sum(part.square().sum(-1).double() for part in self._formed(x, delta))
-        return total
+            x, delta = _by_worker(x, self.workers), _by_worker(delta, self.workers)
+            total += (x @ x.mT).add_(1).mul_(delta @ delta.mT).sum((1, 2)).view_as(total)
+        return total / self.batch_size**2
 
     def vectors(self) -> Tensor:
         """The gradients themselves, flat: [R, h, d]."""
@@ -94,7 +89,7 @@ class WorkerGradients:
     def of_replicas(self, chosen: Tensor) -> "WorkerGradients":
         """The same for some replicas only."""
         inputs, deltas = [x[chosen] for x in self.inputs], [delta[chosen] for delta in self.deltas]
-        return WorkerGradients(inputs, deltas, self.workers, self.batch_size, self.branch)
+        return WorkerGradients(inputs, deltas, self.workers, self.batch_size)
 
     def descend(self, parameters: Parameters, weights: Tensor, rate: float) -> None:
         """Subtract `rate sum_i w_i G_i` from the parameters, for `weights [R, h]`.
@@ -122,10 +117,9 @@ class WorkerGradients:
     def _formed(self, x: Tensor, delta: Tensor) -> tuple[Tensor, Tensor]:
         """One layer's gradients, flat: weights [R, h, in out] and biases [R, h, out]."""
         x, delta = _by_worker(x, self.workers), _by_worker(delta, self.workers)
+        delta = delta / self.batch_size
         weight, bias = x.mT.bmm(delta).flatten(1), delta.sum(1)
-        return weight.unflatten(0, (-1, self.workers)) / self.batch_size, bias.unflatten(
-            0, (-1, self.workers)
-        ) / self.batch_size
+        return weight.unflatten(0, (-1, self.workers)), bias.unflatten(0, (-1, self.workers))
 
 
 @dataclass(frozen=True)
@@ -176,7 +170,6 @@ def worker_gradients(
     samples: Tensor,
     labels: Tensor,
     workers: int,
-    branch: Branch | None = None,
     shares: Tensor | None = None,
 ) -> WorkerGradients:
     """Forward and backward pass of the mean cross-entropy of each worker's mini-batch.
@@ -190,7 +183,7 @@ def worker_gradients(
     if shares is not None:
         at_logits *= shares[..., None]
     deltas = model.backward(parameters, activations, at_logits)
-    return WorkerGradients(inputs, deltas, workers, samples.shape[1] // workers, branch)
+    return WorkerGradients(inputs, deltas, workers, samples.shape[1] // workers)
 
 
 def cheaper_branch(workers: int, rows: int, fan_in: int, fan_out: int) -> Branch:
@@ -259,7 +252,7 @@ def _add_products_of_formed(gram: Tensor, x: Tensor, delta: Tensor) -> None:
         of_bias = by_worker.sum(1).unflatten(0, (-1, h))
         total += of_bias.bmm(of_bias.mT)
         for piece in _by_worker(some_x, h).split(columns, -1):
-            formed = piece.mT.bmm(by_worker).view(len(total), h, -1)
+            formed = by_worker.mT.bmm(piece).view(len(total), h, -1)
             total += formed.bmm(formed.mT)
 
 

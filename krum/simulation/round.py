@@ -24,7 +24,6 @@ from krum.simulation.datasets import DATASETS, Dataset, Samples
 from krum.simulation.draws import Folds, MiniBatches
 from krum.simulation.full_gradient import estimated_gradient, full_gradient, wrong_model
 from krum.simulation.gradients import (
-    Branch,
     ExplicitGradients,
     Gradients,
     flatten,
@@ -56,7 +55,6 @@ class State:
     faults: list[np.random.Generator]
     attacks: list[np.random.Generator]
     noise: list[torch.Generator]
-    branch: Branch | None = None  # see `WorkerGradients.branch`
     round: int = 0  # how many are done
     coin: Tensor = field(default_factory=lambda: torch.zeros(1, dtype=torch.float64))  # this round's, [R]
     momentum: Tensor | None = None  # the honest workers', flat [R, h, d]
@@ -129,7 +127,6 @@ def start(
     seeds: Sequence[int],
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
-    branch: Branch | None = None,
 ) -> State:
     """The state before the first round."""
     device, seeds = torch.device(device), list(seeds)
@@ -153,7 +150,6 @@ def start(
         faults=draws.generators(seeds, "faults"),
         attacks=draws.generators(seeds, "attack"),
         noise=[torch.Generator(device).manual_seed(number) for number in noise],
-        branch=branch,
         coin=torch.zeros(len(seeds), dtype=torch.float64, device=device),
     )
 
@@ -177,7 +173,7 @@ def send(state: State) -> Sent:
     samples, labels = state.batches.of(state.round, slice(state.honest))
     if "coin" in state.rule.needs:
         state.coin = torch.tensor([rng.uniform() for rng in state.coins], dtype=torch.float64).to(state.coin.device)
-    gradients: Gradients = worker_gradients(state.model, state.parameters, samples, labels, state.honest, state.branch)
+    gradients: Gradients = worker_gradients(state.model, state.parameters, samples, labels, state.honest)
     if cell.worker_momentum:
         beta, vectors = cell.worker_momentum, gradients.vectors()
         state.momentum = vectors if state.momentum is None else beta * state.momentum + (1 - beta) * vectors
@@ -203,7 +199,7 @@ def byzantine_vectors(
             state.target = wrong_model(state.model, state.folds, state.seeds, state.dataset.classes)
         return state.target[replicas]
 
-    def if_honest(relabelled: bool) -> Tensor:
+    def own_vectors(relabelled: bool = False) -> Tensor:
         samples, labels = state.batches.of(state.round, workers, replicas)
         labels = state.dataset.classes - 1 - labels if relabelled else labels
         return worker_gradients(state.model, parameters, samples, labels, len(workers)).vectors()
@@ -215,7 +211,7 @@ def byzantine_vectors(
         full_gradient=gradient,
         parameters=lambda: flatten(parameters),
         wrong_model=target,
-        own=if_honest,
+        own_vectors=own_vectors,
         round=state.round,
         memory=state.memory,
         generators=state.attacks[replicas],
