@@ -186,7 +186,7 @@ class Round:
             full_gradient=lambda some, samples: parameters[some].clone(),
             parameters=lambda: parameters,
             wrong_model=lambda: wrong,
-            own=lambda relabelled: -own if relabelled else own,
+            own_vectors=lambda relabelled=False: -own if relabelled else own,
             round=self.number,
             memory={},
             generators=[np.random.default_rng((self.seed, number)) for number in range(2)],
