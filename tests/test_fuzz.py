@@ -52,20 +52,24 @@ def refused(path, read):
         return None
 
 
-def read_all(path, contents, read):
-    """Read a file of each of the drawn contents: how many there were, and how many of them were refused; some were."""
-    cases = refusals = 0
+@pytest.fixture
+def read_all(count):
+    """`read_all(path, contents, read)`: read a file of each of the drawn contents; the share that is refused."""
 
-    @given(content=contents)
-    def run(content):
-        nonlocal cases, refusals
-        cases += 1
-        path.write_bytes(content)
-        refusals += refused(path, read) is None
+    def read_drawn(path, contents, read):
+        refusals = []
 
-    run()
-    assert refusals
-    return cases, refusals
+        @given(content=contents)
+        def run(content):
+            path.write_bytes(content)
+            refusals.append(refused(path, read) is None)
+
+        run()
+        count("files drawn for a reader", len(refusals))
+        assert any(refusals)
+        return np.mean(refusals)
+
+    return read_drawn
 
 
 # --------------------------------------------------------------------------------------------------------------- YAML
@@ -82,25 +86,15 @@ ANYTHING = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8) | st.integers(), inner, max_size=3),
     max_leaves=5,
 )
-LINES = [
-    "title: again",
-    "\t- tab",
-    "- item",
-    "? {a: b}",
-    "a: &a [*a]",
-    "x: !!python/object/apply:os.system [ls]",
-    "%YAML 9",
-]
+LINES = ["title: again", "\t- tab", "- item", "? {a: b}", "a: &a [*a]", "x: !!python/object/apply:os.system [ls]"]
 
 
 def places(document, path=()):
     """Every place of a document."""
     yield path
-    children = (
-        document.items() if isinstance(document, dict) else enumerate(document) if isinstance(document, list) else ()
-    )
-    for key, value in children:
-        yield from places(value, (*path, key))
+    if isinstance(document, dict | list):
+        for key in document if isinstance(document, dict) else range(len(document)):
+            yield from places(document[key], (*path, key))
 
 
 def put(document, path, value):
@@ -130,61 +124,53 @@ def yamls(draw, texts):
     return "\n".join(lines).encode("utf-8", "surrogatepass")
 
 
-def test_yaml(tmp_path, count):
-    """An experiment, or one line."""
+def test_a_drawn_yaml_is_an_experiment_or_refused(tmp_path, read_all):
     shutil.copy(EXPERIMENTS / "fidelity.yaml", tmp_path)
     path = tmp_path / "mine.yaml"
 
     def read():
-        found = experiment.load(path)
-        assert found.cells or found.probes
-        for cell in found.cells[:20]:
+        loaded = experiment.load(path)
+        assert loaded.cells or loaded.probes
+        for cell in loaded.cells[:20]:
             assert Cell.from_json(cell.to_json()) == cell
-        return found
+        return loaded
 
     texts = [file.read_text() for file in EXPERIMENTS.glob("*.yaml") if file.stem not in experiment.NOT_EXPERIMENTS]
-    cases, _ = read_all(path, yamls([text for text in texts if len(text) < 4000]), read)
-    count("files drawn for a reader", cases)
+    read_all(path, yamls([text for text in texts if len(text) < 4000]), read)
 
 
-def test_claims(tmp_path, count):
-    """Claims, or one line."""
+def test_drawn_claims_are_read_or_refused(tmp_path, read_all):
     path, experiments = tmp_path / "claims.yaml", experiment.load_all()
 
     def read():
-        found = claims.load(path)
-        claims.check(found, experiments, path)
-        return found
+        loaded = claims.load(path)
+        claims.check(loaded, experiments, path)
+        return loaded
 
     entries = yaml.safe_load((EXPERIMENTS / "claims.yaml").read_text())["claims"]
     texts = [yaml.safe_dump({"claims": entries[start : start + 3]}) for start in range(0, len(entries), 3)]
-    cases, _ = read_all(path, yamls(texts), read)
-    count("files drawn for a reader", cases)
+    read_all(path, yamls(texts), read)
 
 
-def test_overrides(tmp_path, count):
-    """An experiment with other parameters, or one line."""
+def test_drawn_overrides_are_used_or_refused(tmp_path, count):
     for name in ("fidelity", "lemma1"):
         shutil.copy(EXPERIMENTS / f"{name}.yaml", tmp_path)
-    cases = 0
 
     @given(overrides=st.dictionaries(st.sampled_from(PARAMETERS) | st.text(max_size=5), ANYTHING, max_size=2))
     def run(overrides):
-        nonlocal cases
-        cases += 1
+        count("files drawn for a reader")
         try:
             experiment.load(tmp_path / "lemma1.yaml", overrides)
         except InputError as error:
             assert "\n" not in str(error)
 
     run()
-    count("files drawn for a reader", cases)
 
 
 # ------------------------------------------------------------------------------------------------------------ parquet
 
 
-def test_parquet(make_cell, few_samples, tmp_path, count):
+def test_damaged_parquet_is_refused_or_reads_as_it_was(make_cell, few_samples, tmp_path, read_all):
     """Damaged values are refused; what lies behind them, the file's own description, is read or refused."""
     path = tmp_path / "c.parquet"
     store.write_curve(make_cell(), simulate(make_cell(), few_samples), path, {"code": "x"})
@@ -193,47 +179,33 @@ def test_parquet(make_cell, few_samples, tmp_path, count):
     end = len(content) - 8 - int.from_bytes(content[-8:-4], "little")  # of the values
 
     def read():
-        found = store.read(path)
-        assert rows.equals(found[0]) and metadata == found[1]
-        return found
+        read_rows, read_metadata = store.read(path)
+        assert rows.equals(read_rows) and metadata == read_metadata
+        return read_rows
 
-    cases, refusals = read_all(path, mutations(content[:end]).map(lambda values: values + content[end:]), read)
-    assert refusals > cases // 2
-    others, _ = read_all(
-        path, mutations(content[end:]).map(lambda footer: content[:end] + footer), lambda: store.read(path)
-    )
-    count("files drawn for a reader", cases + others)
+    assert read_all(path, mutations(content[:end]).map(lambda values: values + content[end:]), read) > 0.5
+    read_all(path, mutations(content[end:]).map(lambda footer: content[:end] + footer), lambda: store.read(path))
 
 
 # ------------------------------------------------------------------------------------------------------- IDX and CSV
 
-LABELS = "MNIST/raw/t10k-labels-idx1-ubyte"
 
-
-@pytest.mark.parametrize(
-    ("name", "file", "form"),
-    [
-        ("spambase", "spambase.data", "plain"),
-        ("spambase", "spambase.data", "gz"),
-        ("mnist", LABELS, "plain"),
-        ("mnist", LABELS, "gz"),
-    ],
-)
-def test_data_files(name, file, form, tmp_path, count):
+def test_damaged_data_are_refused(tmp_path, read_all):
     """The published bytes, or one line."""
-    if datasets.find(datasets.DATA, file) is None:
-        pytest.skip("MNIST is not there; `make data` gets it")
-    published = datasets.read_checked(datasets.DATA, name, file)
-    content = gzip.compress(published, 1, mtime=0) if form == "gz" else published
-    path = tmp_path / (Path(file).name + (".gz" if form == "gz" else ""))
+    for name, file in (("spambase", "spambase.data"), ("mnist", "MNIST/raw/t10k-labels-idx1-ubyte")):
+        if datasets.find(datasets.DATA, file) is None:
+            continue  # MNIST is not there; `make data` gets it
+        published = datasets.read_checked(datasets.DATA, name, file)
 
-    def read():
-        found = datasets.read_checked(tmp_path, name, file)
-        assert found == published
-        return found
+        def read(name=name, file=file, published=published):
+            content = datasets.read_checked(tmp_path, name, file)
+            assert content == published
+            return content
 
-    cases, _ = read_all(path, mutations(content), read)
-    count("files drawn for a reader", cases)
+        for ending, content in (("", published), (".gz", gzip.compress(published, 1, mtime=0))):
+            path = tmp_path / f"{Path(file).name}{ending}"
+            read_all(path, mutations(content), read)
+            path.unlink()
 
 
 def test_a_bomb_is_not_unpacked(tmp_path):
@@ -242,21 +214,3 @@ def test_a_bomb_is_not_unpacked(tmp_path):
             file.write(bytes(2**20))
     with pytest.raises(InputError, match=rf"{datasets.LARGEST_FILE + 1} bytes with .*expected sha256:ebec"):
         datasets.load("spambase", tmp_path)
-
-
-def test_damaged_folds_are_dealt_again(tmp_path, monkeypatch):
-    """What is kept of the folds to save time is never taken for them when it is another."""
-    monkeypatch.setattr(datasets, "DATA", tmp_path)
-    labels = np.random.default_rng(0).integers(2, size=1200)
-    dealt = datasets.folds(labels, 10, 3)
-    (kept,) = (tmp_path / "prepared").iterdir()
-    content = bytearray(kept.read_bytes())
-    content[40], content[42] = content[42], content[40]  # two samples change places
-    for damaged in (bytes(content), bytes(content[:-2]), b"", b"\x93NUMPY"):
-        kept.write_bytes(damaged)
-        again = datasets.folds(labels, 10, 3)
-        assert all(
-            np.array_equal(a, b)
-            for one, other in zip(dealt, again, strict=True)
-            for a, b in zip(one, other, strict=True)
-        )

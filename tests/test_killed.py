@@ -79,13 +79,10 @@ def test_killed_at_random_moments_it_ends_in_the_same_bytes(project, tmp_path_fa
     command = [sys.executable, "-m", "snakemake", "--cores", "2", *SMOKE, "--", *targets]
     survived, history = 0, []
     while survived < kills:
-        running = subprocess.Popen(
-            command, cwd=project, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
-        )
-        delay, whom = (
-            seconds * random.uniform(*((0.02, 0.1) if torture else (0.2, 0.7))),
-            random.choice(("all", "snakemake", "any")),
-        )
+        silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        running = subprocess.Popen(command, cwd=project, start_new_session=True, **silent)
+        delay = seconds * random.uniform(*((0.02, 0.1) if torture else (0.2, 0.7)))
+        whom = random.choice(("all", "snakemake", "any"))
         history.append((round(delay, 2), whom))
         with suppress(subprocess.TimeoutExpired):
             running.wait(delay)
