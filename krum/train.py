@@ -44,8 +44,8 @@ def main(argv: list[str]) -> int:
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
         else:
             torch.set_num_threads(1)
-        dist.init_process_group("nccl" if cuda else "gloo", timeout=timedelta(seconds=arguments.timeout))
         try:
+            dist.init_process_group("nccl" if cuda else "gloo", timeout=timedelta(seconds=arguments.timeout))
             rows = train(cell, arguments.seed, arguments.device)
         except RuntimeError as error:
             said = " ".join(str(error).split())[:160]

@@ -18,7 +18,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.tensor import DTensor, Shard
 
 from krum.errors import InputError
 from krum.registry import lookup
@@ -133,8 +132,8 @@ def _local_parts(slices: Slices) -> list[Tensor]:
             raise TypeError(f"slices: found {type(part).__name__}; give tensors [n, ...], or a list or dict of them")
         if part.ndim == 0:
             raise InputError("slices: found a number; give tensors [n, ...]")
-        for placement in part.placements if isinstance(part, DTensor) else ():
-            if not isinstance(placement, Shard) or placement.dim == 0:
+        for placement in part.placements if _is_dtensor(part) else ():
+            if not placement.is_shard() or placement.dim == 0:
                 raise InputError(
                     f"slices: found a DTensor placed {placement}; give one that is sharded along a parameter's "
                     f"dimension, from 1 on, so that each rank holds other coordinates of all n vectors"
@@ -152,7 +151,12 @@ def _listed(slices: Slices) -> list[Any]:
 
 
 def _local(part: Any) -> Any:
-    return part.to_local() if isinstance(part, DTensor) else part
+    return part.to_local() if _is_dtensor(part) else part
+
+
+def _is_dtensor(part: Any) -> bool:
+    """By what it has: to import its class takes as long as to import torch."""
+    return hasattr(part, "placements")
 
 
 def _flat(part: Tensor) -> Tensor:
@@ -165,13 +169,15 @@ def _like(slices: Slices, parts: list[Tensor]) -> Slices:
     shaped = [_shaped(part, before) for part, before in zip(parts, _listed(slices), strict=True)]
     if isinstance(slices, Mapping):
         return dict(zip(slices, shaped, strict=True))
-    return type(slices)(shaped) if isinstance(slices, list | tuple) else shaped[0]
+    if isinstance(slices, list | tuple):
+        return type(slices)(*shaped) if hasattr(slices, "_fields") else type(slices)(shaped)
+    return shaped[0]
 
 
-def _shaped(part: Tensor, before: Tensor) -> Tensor:
+def _shaped(part: Tensor, before: Any) -> Tensor:
     part = part.view(_local(before).shape[1:])
-    if not isinstance(before, DTensor):
+    if not _is_dtensor(before):
         return part
-    placements = [Shard(placement.dim - 1) for placement in before.placements if isinstance(placement, Shard)]
+    placements = [type(placement)(placement.dim - 1) for placement in before.placements]
     shape, stride = before.shape[1:], before.stride()[1:]
-    return DTensor.from_local(part, before.device_mesh, placements, shape=shape, stride=stride)
+    return type(before).from_local(part, before.device_mesh, placements, shape=shape, stride=stride)
