@@ -1,21 +1,16 @@
 """The scorecard: every claim of experiments/claims.yaml, evaluated from the parquet files alone.
 
-A claim names an experiment, which of its rows to look at, a quantity, and a test. The quantity has one value per seed
-(each seed holds out a fold of its own), hence a mean and a 95 % bootstrap interval over seeds; the verdict follows
-from the interval alone:
-
-    holds      the whole interval passes the test
-    fails      the whole interval lies on the other side
-    undecided  it straddles the threshold, or there is only one seed
-
-Differences and ratios are taken seed by seed, over the seeds that both sides have. A claim about several groups of
-rows (`by`) holds if it holds in each, and shows the one that comes out worst. With `crossing`, a column that is swept,
-the quantity is where along it the difference `of` minus `minus` first rises above zero (`statistics.crossing`).
+A claim's quantity has one value per seed (differences and ratios are taken seed by seed, over the seeds that both sides
+have), hence a mean and a 95 % bootstrap interval over seeds. The claim holds if the whole interval passes its test,
+fails if the whole interval lies on the other side, and is undecided otherwise. A claim about several groups of rows
+(`by`) shows the one that comes out worst. With `crossing`, a column that is swept, the quantity is where along it `of`
+minus `minus` first rises above zero (`statistics.crossing`).
 """
 
 import itertools
 import json
 import math
+import operator
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -31,7 +26,6 @@ from krum.suite.experiment import Experiment
 from krum.suite.figures.style import DATASET_TITLES
 
 CLAIMS = experiment.EXPERIMENTS / "claims.yaml"
-VERDICTS = ("holds", "fails", "undecided")
 WORST_FIRST = ("fails", "undecided", "holds")
 COLUMNS = (
     *("claim", "experiment", "source", "sentence", "quantity", "test"),
@@ -169,80 +163,65 @@ def check(claims: Sequence[Claim], experiments: Mapping[str, Experiment], path: 
         if least >= most:
             raise InputError(f"{where}: test: {claim.test} holds for nothing; give the smaller number first")
         if claim.experiment not in experiments:
-            raise InputError(f"{where}: experiment {claim.experiment!r} is not there (known: {', '.join(experiments)})")
+            raise InputError(f"{where}: {unknown('experiment', claim.experiment, experiments)}")
+        spec = experiments[claim.experiment]
         if claim.measurement == store.TRAINING:
-            _check_training(claim, experiments[claim.experiment], where)
+            _check_training(claim, spec, where)
         else:
-            _check_probe(claim, experiments[claim.experiment], where)
+            _check_probe(claim, spec, where)
 
 
 def _check_training(claim: Claim, spec: Experiment, where: str) -> None:
-    """Refuse what no training run of the experiment will have recorded."""
+    """Refuse what no training run of the experiment will have recorded: each group of a side is one cell."""
     if not spec.cells:
-        raise InputError(f"{where}: {claim.experiment} has no training runs; name one of its probes as measurement")
-    _check_numeric(where, {claim.column, claim.slope}, set(store.NUMBERS))
+        raise InputError(f"{where}: {spec.name} has no training runs; name one of its probes as measurement")
     if claim.crossing is not None and claim.minus is None:
         raise InputError(f"{where}: minus is missing; a crossing is one of two families of cells")
-    # In a run with other rounds, the last one that was recorded by then stands for a round that is named.
-    as_written = {"rounds", "evaluate_every"}.isdisjoint(spec.overrides)
-    of_rows: list[dict[str, Any]] = []
+    cells = pd.DataFrame([store.constants(cell) for cell in spec.cells])
+    _check_columns(claim, where, set(cells), set(store.NUMBERS))
+    of = _selected(cells, claim.of, f"{where}: of")
     for side, selection, at in claim.sides:
-        rows = _cells(claim, selection, spec, at if as_written else "last", f"{where}: {side}")
-        of_rows = of_rows or rows
+        rows = _selected(cells, selection, f"{where}: {side}")
         columns = claim.group_columns(selection)
-        groups = [tuple(row[key] for key in columns) for row in rows]
-        several = max(groups.count(group) for group in groups)
-        if several > 1:
+        groups, needed = ([tuple(row) for row in frame[columns].to_numpy(dtype=object)] for frame in (rows, of))
+        if (several := max(map(groups.count, groups))) > 1:
             raise InputError(
-                f"{where}: {side}: {several} cells of {claim.experiment} have {_listed(selection)}; "
+                f"{where}: {side}: {several} cells of {spec.name} have {_listed(selection)}; "
                 f"say more, or name what they differ in under by"
             )
-        for row in of_rows:
-            if tuple(row[key] for key in columns) not in groups:
-                missing = _listed({key: row[key] for key in columns})
+        for group in needed:
+            if group not in groups:
+                missing = _listed(dict(zip(columns, group, strict=True)))
                 raise InputError(f"{where}: {side}: no cell with {missing}, which `of` has")
-
-
-def _cells(claim: Claim, selection: Selection, spec: Experiment, at: str | int, where: str) -> list[dict[str, Any]]:
-    """What is constant in the rows of each selected cell; a round `at` must be recorded in all of them."""
-    rows = [store.constants(cell) for cell in spec.cells]
-    for key in (*selection, *claim.group_columns(selection)):
-        if key not in rows[0]:
-            raise InputError(f"{where}: rows have no column {key!r}")
-    rows = [row for row in rows if all(_matches(row[key], value) for key, value in selection.items())]
-    if not rows:
-        raise InputError(f"{where}: no cell of {claim.experiment} has {_listed(selection)}")
-    for row in rows if isinstance(at, int) else []:
-        if at > row["rounds"] or (at % row["evaluate_every"] and at != row["rounds"]):
-            raise InputError(f"{where}: round {at} is not recorded; cells are evaluated every {row['evaluate_every']}")
-    return rows
+        # In a run with other rounds, the last one that was recorded by then stands for a round that is named.
+        if isinstance(at, int) and {"rounds", "evaluate_every"}.isdisjoint(spec.overrides):
+            is_recorded = (at <= rows["rounds"]) & ((at % rows["evaluate_every"] == 0) | (at == rows["rounds"]))
+            if not is_recorded.all():
+                raise InputError(f"{where}: round {at} is not recorded; give a multiple of evaluate_every")
 
 
 def _check_probe(claim: Claim, spec: Experiment, where: str) -> None:
     """Refuse what no row of the experiment's probe will have."""
     options = [probes.all_options(one.name, dict(one.options)) for one in spec.probes if one.name == claim.measurement]
     if not options:
-        raise InputError(f"{where}: {claim.experiment} has no probe {claim.measurement!r}")
+        raise InputError(f"{where}: {spec.name} has no probe {claim.measurement!r}")
     columns = {"seed": int, **probes.PROBES[claim.measurement].columns}
-    numbers = {name for name, kind in columns.items() if kind is not str}
-    _check_numeric(where, {claim.column, claim.slope, claim.crossing}, numbers)
+    _check_columns(claim, where, set(columns), {name for name, kind in columns.items() if kind is not str})
     for side, selection, at in claim.sides:
         if isinstance(at, int) or at == "first":
             raise InputError(f"{where}: at: found {at!r}; rows of a probe are in no order: select some under of")
-        for key in (*selection, *claim.by):
-            if key not in columns:
-                raise InputError(f"{where}: {side if key in selection else 'by'}: {unknown('column', key, columns)}")
-        fixed = {key: value for key, value in selection.items() if key in options[0]}
-        if not any(all(_matches(option[key], value) for key, value in fixed.items()) for option in options):
-            raise InputError(
-                f"{where}: {side}: no probe {claim.measurement} of {claim.experiment} has {_listed(fixed)}"
-            )
+        chosen = {key: value for key, value in selection.items() if key in options[0]}
+        _selected(pd.DataFrame(options), chosen, f"{where}: {side}")
 
 
-def _check_numeric(where: str, names: set[str | None], numbers: set[str]) -> None:
-    known = numbers | {name for name, (needs, _) in DERIVED.items() if needs <= numbers}
-    for name in names - {None} - known:
-        raise InputError(f"{where}: {unknown('column', name, sorted(known))}")
+def _check_columns(claim: Claim, where: str, columns: set[str], numbers: set[str]) -> None:
+    """Refuse a quantity that is no number, and groups and selections by columns that rows do not have."""
+    numbers = numbers | {name for name, (needs, _) in DERIVED.items() if needs <= numbers}
+    asked = [(key, numbers) for key in (claim.column, claim.slope, claim.crossing) if key is not None]
+    asked += [(key, columns) for key in (*claim.by, *(key for _, selection, _ in claim.sides for key in selection))]
+    for key, known in asked:
+        if key not in known:
+            raise InputError(f"{where}: {unknown('column', key, sorted(known))}")
 
 
 # ------------------------------------------------------------------------------------------------------- evaluation
@@ -250,7 +229,13 @@ def _check_numeric(where: str, names: set[str | None], numbers: set[str]) -> Non
 
 def evaluate(claims: Sequence[Claim], results: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     """One row per claim: its value, interval and verdict. `results`: the rows of each experiment that claims name."""
-    return pd.DataFrame([_scored(claim, results[claim.experiment]) for claim in claims], columns=list(COLUMNS))
+    rows = []
+    for claim in claims:
+        try:
+            rows.append(_scored(claim, results[claim.experiment]))
+        except KeyError as error:
+            raise InputError(f"claims: {claim.name}: results of {claim.experiment} have no column {error}") from None
+    return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
 def _scored(claim: Claim, rows: pd.DataFrame) -> dict[str, Any]:
@@ -258,7 +243,8 @@ def _scored(claim: Claim, rows: pd.DataFrame) -> dict[str, Any]:
     rows = store.of_measurement(rows, claim.measurement)
     groups: list[dict] = [{}]
     if claim.by:
-        groups = _selected(claim, rows, claim.of)[list(claim.by)].drop_duplicates().to_dict("records")
+        of = _selected(rows, claim.of, f"claims: {claim.name}")
+        groups = of[list(claim.by)].drop_duplicates().to_dict("records")
     measured = [_measured(claim, rows, group) for group in groups]
     worst = min(measured, key=lambda one: (WORST_FIRST.index(one["verdict"]), one["margin"]))
     return {
@@ -275,23 +261,19 @@ def _scored(claim: Claim, rows: pd.DataFrame) -> dict[str, Any]:
 
 def _measured(claim: Claim, rows: pd.DataFrame, group: dict[str, Any]) -> dict[str, Any]:
     """The quantity's value and interval in one group, and the verdict on it."""
-    values = _per_seed(claim, rows, claim.of, claim.at, group)
-    if claim.minus is not None:
-        values, other = values.align(_per_seed(claim, rows, claim.minus, claim.minus_at, group), join="inner")
-        values = values - other
-    if claim.over is not None:
-        values, other = values.align(_per_seed(claim, rows, claim.over, claim.at, group), join="inner")
-        values = values / other
+    sides = {side: _per_seed(claim, rows, selection, at, group) for side, selection, at in claim.sides}
+    values = sides["of"]
+    for side, combine in (("minus", operator.sub), ("over", operator.truediv)):
+        if side in sides:
+            values = combine(*values.align(sides[side], join="inner"))
     if claim.crossing is None:
-        value, low, high = (float(end[0]) for end in statistics.band(values.to_numpy()[:, None]))
+        value, low, high = map(float, statistics.band(values.to_numpy()))
     else:
         values = values.unstack(claim.crossing)
         value, low, high = statistics.crossing(values.columns.to_numpy(), values.to_numpy())
     verdict, margin = judged(low, high, claim.bounds)
-    return {
-        **{"value": value, "low": low, "high": high, "seeds": len(values), "where": _listed(group)},
-        **{"verdict": verdict, "margin": margin},
-    }
+    interval = {"value": value, "low": low, "high": high, "seeds": len(values)}
+    return {**interval, "where": _listed(group), "verdict": verdict, "margin": margin}
 
 
 def judged(low: float, high: float, bounds: tuple[float, float]) -> tuple[str, float]:
@@ -312,14 +294,13 @@ def _per_seed(
     claim: Claim, rows: pd.DataFrame, selection: Selection, at: str | int, group: Mapping[str, Any]
 ) -> pd.Series:
     """One value per seed, in the order of seeds, of a selection's rows in one group."""
-    free = claim.group_columns(selection)
-    rows = _selected(claim, rows, {**selection, **{key: value for key, value in group.items() if key in free}})
+    group = {key: value for key, value in group.items() if key in claim.group_columns(selection)}
+    rows = _selected(rows, {**selection, **group}, f"claims: {claim.name}")
     values = DERIVED[claim.column][1](rows) if claim.column in DERIVED else rows[claim.column]
     rows = rows.assign(value_=values.astype(float))
     if claim.slope is not None:
-        return rows.groupby("seed")[[claim.slope, "value_"]].apply(
-            lambda points: _exponent(*np.log(points).to_numpy().T)
-        )
+        logarithms = np.log(rows[[claim.slope, "value_"]]).groupby(rows["seed"])
+        return logarithms.apply(lambda points: np.polyfit(points[claim.slope], points["value_"], 1)[0])  # least squares
     if claim.measurement == store.TRAINING:
         if at in ("last", "first") or isinstance(at, int):
             # In a run with fewer rounds, the last one that was recorded by then.
@@ -331,33 +312,18 @@ def _per_seed(
     return rows.groupby(["seed"] if claim.crossing is None else ["seed", claim.crossing])["value_"].agg(reduce)
 
 
-def _exponent(log_x: np.ndarray, log_y: np.ndarray) -> float:
-    """The exponent e of `y ~ x^e`, by least squares."""
-    return float(np.polyfit(log_x, log_y, 1)[0])
-
-
-def _selected(claim: Claim, rows: pd.DataFrame, selection: Selection) -> pd.DataFrame:
-    for key in (claim.column, *selection):
-        if key not in rows and key not in DERIVED:
-            raise InputError(f"claims: {claim.name}: rows of {claim.experiment} have no column {key!r}")
+def _selected(rows: pd.DataFrame, selection: Selection, where: str) -> pd.DataFrame:
+    """The rows that have the selection's values; InputError where none has. Options are rows' texts in JSON."""
     for key, wanted in selection.items():
-        rows = rows[rows[key].isin([value for value in rows[key].unique().tolist() if _matches(value, wanted)])]
+        values = wanted if isinstance(wanted, list) else [wanted]
+        texts = [json.dumps(one, sort_keys=True) if isinstance(one, Mapping) else one for one in values]
+        rows = rows[rows[key].isin(texts)]
     if not len(rows):
-        raise InputError(f"claims: {claim.name}: no row of {claim.experiment} has {_listed(selection)}")
+        raise InputError(f"{where}: no row has {_listed(selection)}")
     return rows
 
 
-def _matches(value: Any, wanted: Any) -> bool:
-    if isinstance(wanted, list):
-        return any(_matches(value, one) for one in wanted)
-    if isinstance(wanted, Mapping):  # options, which rows hold as JSON text
-        return value == json.dumps(dict(wanted), sort_keys=True)
-    if isinstance(wanted, int | float) and isinstance(value, int | float):
-        return math.isclose(value, wanted, rel_tol=1e-9)
-    return bool(value == wanted)
-
-
-def _listed(chosen: Mapping[str, Any]) -> str:
+def _listed(chosen: Selection) -> str:
     return ", ".join(
         f"{key} {value:g}" if isinstance(value, float) else f"{key} {value}" for key, value in chosen.items()
     )
