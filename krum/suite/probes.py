@@ -2,9 +2,8 @@
 
 A probe is called once per seed and returns rows, dictionaries of plain numbers and texts, to which its name, its seed
 and its options are added. It draws only from `numpy.random.default_rng([seed, ...])`, so that a seed always gives the
-same rows. Keyword-only parameters are its options, of one value each; an experiment's YAML may list several, and lists
-multiply. To add a probe, write one function here. Its return type says what a row holds, so that claims about rows can
-be checked before there are any.
+same rows. Keyword-only parameters are its options; an experiment's YAML may list several values of each, and lists
+multiply. To add a probe, write one function here.
 """
 
 import hashlib
@@ -14,7 +13,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Self, TypedDict, get_args, get_type_hints
+from typing import Any, Self, get_type_hints
 
 import numpy as np
 import torch
@@ -37,6 +36,11 @@ from krum.suite.theory import eta
 
 MOST_RANKS = 64
 MOST_NUMBERS = 10**10  # of all vectors together
+Rows = list[dict[str, Any]]
+
+
+def _no_check(**options: Any) -> None:
+    """The options fit each other as they are."""
 
 
 @dataclass(frozen=True)
@@ -44,10 +48,10 @@ class Registered:
     """A registered probe."""
 
     name: str
-    function: Callable[..., list]
+    function: Callable[..., Rows]
     options: Mapping[str, Any]  # and their defaults
     columns: Mapping[str, type]  # of its rows, the options among them: float, int, bool or str
-    check: Callable[..., None]  # refuses options that do not fit each other
+    check: Callable[..., None]  # refuses options that do not fit each other, beyond what `check` below refuses in all
     exclusive: bool  # it measures time: nothing else may run beside it
 
     @property
@@ -59,34 +63,35 @@ class Registered:
 PROBES: dict[str, Registered] = {}
 
 
-def probe(*, check: Callable[..., None], exclusive: bool = False) -> Callable:
-    """Register a function `(seed, *, options) -> list[Row]`, where Row is a TypedDict of what is measured.
+def probe(
+    columns: Mapping[str, type], *, check: Callable[..., None] = _no_check, exclusive: bool = False
+) -> Callable[[Callable[..., Rows]], Callable[..., Rows]]:
+    """Register a function `(seed, *, options) -> rows` with the columns of its rows beside the options.
 
     `check(**options)` raises InputError where the options do not fit each other. `exclusive` keeps every other job away
     while the probe runs.
     """
 
-    def decorate(function: Callable[..., list]) -> Callable[..., list]:
+    def decorate(function: Callable[..., Rows]) -> Callable[..., Rows]:
         parameters = inspect.signature(function).parameters.values()
         options = {one.name: one.default for one in parameters if one.kind == one.KEYWORD_ONLY}
         types = get_type_hints(function)
-        (row_type,) = get_args(types["return"])
-        columns = {**{name: types[name] for name in options}, **get_type_hints(row_type)}
-        PROBES[kebab(function)] = Registered(kebab(function), function, options, columns, check, exclusive)
+        whole = {**{name: types[name] for name in options}, **columns}
+        PROBES[kebab(function)] = Registered(kebab(function), function, options, whole, check, exclusive)
         return function
 
     return decorate
 
 
-def run_probe(name: str, seed: int, options: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """A probe's rows, with its options. Raises InputError where they do not hold what its row type says."""
+def run_probe(name: str, seed: int, options: Mapping[str, Any]) -> Rows:
+    """A probe's rows, with its options. Raises InputError where they are not of the columns that it declares."""
     columns = PROBES[name].columns
     chosen = {option: columns[option](value) for option, value in all_options(name, options).items()}
     rows = [{**chosen, **row} for row in PROBES[name].function(seed, **options)]
     for row in rows:
         differing = {key for key, _ in {key: type(value) for key, value in row.items()}.items() ^ columns.items()}
         if differing:
-            raise InputError(f"probe {name}: a row and the row type differ in {', '.join(sorted(differing))}")
+            raise InputError(f"probe {name}: a row and the declared columns differ in {', '.join(sorted(differing))}")
     return rows
 
 
@@ -96,8 +101,38 @@ def all_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check(name: str, options: Mapping[str, Any]) -> None:
-    """Refuse options that fit each other badly, before anything runs: InputError."""
-    PROBES[name].check(**all_options(name, options))
+    """Refuse options that fit each other badly, before anything runs: InputError.
+
+    An option of a name is the same thing in every probe, and is checked for all of them.
+    """
+    chosen = all_options(name, options)
+    if "ranks" in chosen and not 2 <= chosen["ranks"] <= MOST_RANKS:
+        raise InputError(f"ranks: found {chosen['ranks']}; give 2 to {MOST_RANKS} processes")
+    if "dataset" in chosen:
+        samples = lookup(DATASETS, chosen["dataset"], "data set").samples
+        if chosen.get("batch_size", 1) > samples:
+            raise InputError(f"batch_size: found {chosen['batch_size']}; {chosen['dataset']} holds {samples} samples")
+    numbers = chosen.get("dimension", 0) * max(chosen.get("workers", 0), chosen.get("ranks", 0))
+    if numbers > MOST_NUMBERS:
+        raise InputError(
+            f"dimension: found {chosen['dimension']:,}; the vectors hold {numbers:,} numbers, at most {MOST_NUMBERS:,}"
+        )
+    if "workers" in chosen:
+        workers, byzantine = chosen["workers"], chosen.get("byzantine", 1)
+        if byzantine >= workers and "byzantine" in chosen:
+            raise InputError(f"byzantine: found {byzantine} of {workers} workers; give fewer, so that one is honest")
+        _check_rule(workers, chosen.get("declared_f", byzantine), chosen.get("aggregator", "krum"))
+    PROBES[name].check(**chosen)
+
+
+def _check_rule(workers: int, f: int, aggregator: str) -> None:
+    """Refuse a rule that is not there, depends on chance, or is not made for so many workers and attackers."""
+    rule = lookup(AGGREGATORS, aggregator, "aggregator")
+    if set(rule.needs) - {"f"}:
+        raise InputError(f"{rule.name} depends on chance; give an aggregator that does not")
+    if workers < 3:
+        raise InputError(f"workers: found {workers}; give at least 3")
+    rule.check(workers, f, {})
 
 
 @dataclass(frozen=True)
@@ -136,55 +171,19 @@ class Probe:
         return f"{self.name}_{hashlib.sha256(self.to_json().encode()).hexdigest()[:10]}"
 
 
-def _check_rule(workers: int, f: int, aggregator: str = "krum") -> None:
-    """Refuse a rule that is not there, depends on chance, or is not made for so many workers and attackers."""
-    rule = lookup(AGGREGATORS, aggregator, "aggregator")
-    if set(rule.needs) - {"f"}:
-        raise InputError(f"{rule.name} depends on chance; give an aggregator that does not")
-    if workers < 3:
-        raise InputError(f"workers: found {workers}; give at least 3")
-    rule.check(workers, f, {})
-
-
-def _check_honest(workers: int, byzantine: int) -> None:
-    if byzantine >= workers:
-        raise InputError(f"byzantine: found {byzantine} of {workers} workers; give fewer, so that one is honest")
-
-
-def _check_numbers(vectors: int, dimension: int) -> None:
-    if (numbers := vectors * dimension) > MOST_NUMBERS:
-        raise InputError(
-            f"dimension: found {dimension:,}; the vectors hold {numbers:,} numbers, at most {MOST_NUMBERS:,}"
-        )
-
-
-def _check_ranks(ranks: int) -> None:
-    if ranks < 2:
-        raise InputError(f"ranks: found {ranks}; give at least 2 processes")
-    if ranks > MOST_RANKS:
-        raise InputError(f"ranks: found {ranks}; give at most {MOST_RANKS} processes")
-
-
-class PlaneRow(TypedDict):
-    """One vector of Figure 2."""
-
-    vector: int
-    role: str
-    x: float
-    y: float
-    chosen_by_nearest_to_barycentre: bool
-    chosen_by_krum: bool
-
-
-def _check_plane(*, workers: int, byzantine: int, distance: float) -> None:
-    _check_honest(workers, byzantine)
-    _check_rule(workers, byzantine)
+def _check_plane(*, byzantine: int, **_: Any) -> None:
     if byzantine < 2:
         raise InputError(f"byzantine: found {byzantine}; give at least 2 colluders")
 
 
-@probe(check=_check_plane)
-def plane(seed: int, *, workers: int = 20, byzantine: int = 2, distance: float = 6.0) -> list[PlaneRow]:
+@probe(
+    {
+        **{"vector": int, "role": str, "x": float, "y": float},
+        **{"chosen_by_nearest_to_barycentre": bool, "chosen_by_krum": bool},
+    },
+    check=_check_plane,
+)
+def plane(seed: int, *, workers: int = 20, byzantine: int = 2, distance: float = 6.0) -> Rows:
     """Figure 2: who is chosen among honest vectors `N((1, 0.5), 0.3^2 I)` in the plane and f colluders.
 
     All colluders but one send T, `distance` away from the honest mean; the last moves the barycentre of all there.
@@ -202,14 +201,14 @@ def plane(seed: int, *, workers: int = 20, byzantine: int = 2, distance: float =
         krum.weights(centred @ centred.T, rule, f=byzantine) > 0 for rule in ("nearest-to-barycentre", "krum")
     )
     return [
-        PlaneRow(
-            vector=number,
-            role=role,
-            x=float(vector[0]),
-            y=float(vector[1]),
-            chosen_by_nearest_to_barycentre=bool(barycentre[number]),
-            chosen_by_krum=bool(chosen[number]),
-        )
+        {
+            "vector": number,
+            "role": role,
+            "x": float(vector[0]),
+            "y": float(vector[1]),
+            "chosen_by_nearest_to_barycentre": bool(barycentre[number]),
+            "chosen_by_krum": bool(chosen[number]),
+        }
         for number, (role, vector) in enumerate(zip(roles, vectors, strict=True))
     ]
 
@@ -219,28 +218,13 @@ NOISES = (0.01, 0.02, 0.04, 0.06, 0.1, 0.15, 0.3, 0.6, 1.0, 2.0, 4.0)
 KAPPAS = (0.1, 0.3, 1.0, 3.0, 10.0)
 
 
-class ResilienceRow(TypedDict):
-    """What Krum's expectation is under one attack at one noise, over the trials of a seed."""
-
-    noise: float
-    attack: str
-    inner_product: float
-    cosine: float
-    attacker_chosen: float
-    sin_alpha: float
-    condition_holds: bool
-    bound: float
-    trials: int
-
-
-def _check_resilience(*, workers: int, byzantine: int, dimension: int) -> None:
-    _check_honest(workers, byzantine)
-    _check_rule(workers, byzantine)
-    _check_numbers(workers, dimension)
-
-
-@probe(check=_check_resilience)
-def resilience(seed: int, *, workers: int = 20, byzantine: int = 0, dimension: int = 100) -> list[ResilienceRow]:
+@probe(
+    {
+        **{"noise": float, "attack": str, "inner_product": float, "cosine": float, "attacker_chosen": float},
+        **{"sin_alpha": float, "condition_holds": bool, "bound": float, "trials": int},
+    }
+)
+def resilience(seed: int, *, workers: int = 20, byzantine: int = 0, dimension: int = 100) -> Rows:
     """Figure 3: the inner product of Krum's expectation with the true gradient g, under several attacks.
 
     Honest estimates are `g + N(0, sigma^2 I)` with `||g|| = 1` and `sqrt(d) sigma = noise`, for each of NOISES. One row
@@ -258,17 +242,17 @@ def resilience(seed: int, *, workers: int = 20, byzantine: int = 0, dimension: i
         for attack, sent in _attackers(honest, byzantine, sigma, rng).items():
             expectation, attacker_chosen = _expected_krum(honest, sent, byzantine)
             rows.append(
-                ResilienceRow(
-                    noise=noise,
-                    attack=attack,
-                    inner_product=float(expectation[0]),
-                    cosine=float(expectation[0] / np.linalg.norm(expectation)),
-                    attacker_chosen=attacker_chosen,
-                    sin_alpha=sine,
-                    condition_holds=sine < 1,
-                    bound=1 - sine if sine < 1 else math.nan,
-                    trials=RESILIENCE_TRIALS,
-                )
+                {
+                    "noise": noise,
+                    "attack": attack,
+                    "inner_product": float(expectation[0]),
+                    "cosine": float(expectation[0] / np.linalg.norm(expectation)),
+                    "attacker_chosen": attacker_chosen,
+                    "sin_alpha": sine,
+                    "condition_holds": sine < 1,
+                    "bound": 1 - sine if sine < 1 else math.nan,
+                    "trials": RESILIENCE_TRIALS,
+                }
             )
     return rows
 
@@ -306,19 +290,8 @@ def _attackers(honest: np.ndarray, f: int, sigma: float, rng: np.random.Generato
     }
 
 
-class SteeringRow(TypedDict):
-    """How far the aggregate is from what one attacker aims at."""
-
-    distance: float
-
-
-def _check_steering(*, workers: int, dimension: int, aggregator: str) -> None:
-    _check_rule(workers, 1, aggregator)
-    _check_numbers(workers, dimension)
-
-
-@probe(check=_check_steering)
-def steering(seed: int, *, workers: int = 20, dimension: int = 1000, aggregator: str = "average") -> list[SteeringRow]:
+@probe({"distance": float})
+def steering(seed: int, *, workers: int = 20, dimension: int = 1000, aggregator: str = "average") -> Rows:
     """Lemma 1: one Byzantine worker sends `n U - sum_i G_i`; how far from U is the aggregate?
 
     Honest vectors are standard normal around a normal mean, U is normal with `||U||` about ten times theirs.
@@ -330,66 +303,42 @@ def steering(seed: int, *, workers: int = 20, dimension: int = 1000, aggregator:
     byzantine = workers * target - honest.sum(0)
     vectors = torch.from_numpy(np.vstack([honest, byzantine]).astype(np.float32))
     aggregate = krum.aggregate(vectors, aggregator, f=1).double().numpy()
-    return [SteeringRow(distance=float(np.linalg.norm(aggregate - target) / np.linalg.norm(target)))]
+    return [{"distance": float(np.linalg.norm(aggregate - target) / np.linalg.norm(target))}]
 
 
-class TimingRow(TypedDict):
-    """How long one aggregation takes."""
-
-    seconds: float
+def _most_declared(workers: int) -> int:
+    return (workers - 3) // 2
 
 
-def _check_timing(*, workers: int, dimension: int, aggregator: str) -> None:
-    _check_rule(workers, (workers - 3) // 2, aggregator)
-    _check_numbers(workers, dimension)
+def _check_timing(*, workers: int, aggregator: str, **_: Any) -> None:
+    _check_rule(workers, _most_declared(workers), aggregator)
 
 
-@probe(check=_check_timing, exclusive=True)
-def timing(seed: int, *, workers: int = 20, dimension: int = 100_000, aggregator: str = "krum") -> list[TimingRow]:
+@probe({"seconds": float}, check=_check_timing, exclusive=True)
+def timing(seed: int, *, workers: int = 20, dimension: int = 100_000, aggregator: str = "krum") -> Rows:
     """Seconds that `krum.aggregate` takes on random float32 vectors [n, d], with f the most that 2f + 2 < n allows.
 
     The shortest of several calls within 0.1 s, one thread. Times are the one result that differs from run to run.
     """
     rng = np.random.default_rng([seed, 4])
     vectors = torch.from_numpy(rng.standard_normal((workers, dimension), dtype=np.float32))
-    f = (workers - 3) // 2
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    f = _most_declared(workers)
+    seconds: list[float] = []
+    with one_thread():
         krum.aggregate(vectors, aggregator, f=f)
-        seconds: list[float] = []
         while sum(seconds) < 0.1:
-            start = time.perf_counter()
+            before = time.perf_counter()
             krum.aggregate(vectors, aggregator, f=f)
-            seconds.append(time.perf_counter() - start)
-    finally:
-        torch.set_num_threads(threads)
-    return [TimingRow(seconds=min(seconds))]
+            seconds.append(time.perf_counter() - before)
+    return [{"seconds": min(seconds)}]
 
 
-class ChoicesRow(TypedDict):
-    """How often the honest vector of one rank is chosen."""
-
-    order: str
-    rank: int
-    share: float
-    norm_ratio: float
-    attacker_chosen: float
-
-
-def _check_choices(
-    *, dataset: str, batch_size: int, workers: int, byzantine: int, declared_f: int, aggregator: str, rounds: int
-) -> None:
-    _check_honest(workers, byzantine)
-    _check_rule(workers, declared_f, aggregator)
+def _check_choices(*, aggregator: str, **_: Any) -> None:
     if AGGREGATORS[aggregator].selects is None:
         raise InputError(f"{aggregator} does not choose vectors; give a rule that does, such as krum")
-    samples = lookup(DATASETS, dataset, "data set").samples
-    if batch_size > samples:
-        raise InputError(f"batch_size: found {batch_size}; {dataset} holds {samples} samples")
 
 
-@probe(check=_check_choices)
+@probe({"order": str, "rank": int, "share": float, "norm_ratio": float, "attacker_chosen": float}, check=_check_choices)
 def choices(
     seed: int,
     *,
@@ -400,7 +349,7 @@ def choices(
     declared_f: int = 6,
     aggregator: str = "krum",
     rounds: int = 500,
-) -> list[ChoicesRow]:
+) -> Rows:
     """Whom a selection rule chooses along a training run, with `byzantine` Gaussian attackers or none.
 
     In every round the honest vectors are put in order, once by length (`order` "length", the shortest first) and once
@@ -431,32 +380,20 @@ def choices(
             descend(state, sent, weights)
     ratio, attackers = float(np.mean(lengths)), 1 - float(counted["length"].sum()) / rounds
     return [
-        ChoicesRow(order=name, rank=rank + 1, share=float(share), norm_ratio=ratio, attacker_chosen=attackers)
+        {"order": name, "rank": rank, "share": float(share), "norm_ratio": ratio, "attacker_chosen": attackers}
         for name, counts in counted.items()
-        for rank, share in enumerate(counts / counts.sum())
+        for rank, share in enumerate(counts / counts.sum(), 1)
     ]
 
 
-class ExchangeRow(TypedDict):
-    """What a round costs by one method."""
-
-    method: str
-    seconds: float
-    fastest: float
-    bytes: float
-    formula: float
-    bytes_over_formula: float
-    over_averaging: float
-    over_gathered: float
-
-
-def _check_exchange(*, ranks: int, dimension: int) -> None:
-    _check_ranks(ranks)
-    _check_numbers(ranks, dimension)
-
-
-@probe(check=_check_exchange, exclusive=True)
-def exchange(seed: int, *, ranks: int = 4, dimension: int = 1_000_000) -> list[ExchangeRow]:
+@probe(
+    {
+        **{"method": str, "seconds": float, "fastest": float, "bytes": float, "formula": float},
+        **{"bytes_over_formula": float, "over_averaging": float, "over_gathered": float},
+    },
+    exclusive=True,
+)
+def exchange(seed: int, *, ranks: int = 4, dimension: int = 1_000_000) -> Rows:
     """Objection 5: seconds and bytes of a round with real processes, see `krum.distributed.communication`.
 
     One row per method: `seconds`, the median of seven rounds; `bytes`, what all ranks sent, as the operating system
@@ -466,40 +403,24 @@ def exchange(seed: int, *, ranks: int = 4, dimension: int = 1_000_000) -> list[E
     rows = processes.together(measure_exchange, ranks, dimension)
     seconds = {row["method"]: row["seconds"] for row in rows}
     return [
-        ExchangeRow(
-            method=row["method"],
-            seconds=row["seconds"],
-            fastest=row["fastest"],
-            bytes=row["bytes"],
-            formula=row["formula"],
-            bytes_over_formula=row["bytes"] / row["formula"],
-            over_averaging=row["seconds"] / seconds["averaging"],
-            over_gathered=row["seconds"] / seconds["gathered"],
-        )
+        {
+            **row,
+            "bytes_over_formula": row["bytes"] / row["formula"],
+            "over_averaging": row["seconds"] / seconds["averaging"],
+            "over_gathered": row["seconds"] / seconds["gathered"],
+        }
         for row in rows
     ]
 
 
-class SplitRow(TypedDict):
-    """A split model at one recorded round."""
-
-    round: int
-    test_error: float
-    agreed: float
-    whole_error: float
-    difference: float
-
-
-def _check_split(*, ranks: int, dataset: str, workers: int, byzantine: int, rounds: int, slices: str) -> None:
-    _check_ranks(ranks)
-    _check_honest(workers, byzantine)
-    _check_rule(workers, byzantine)
-    lookup(DATASETS, dataset, "data set")
+def _check_split(*, slices: str, **_: Any) -> None:
     if slices not in ("together", "apart"):
         raise InputError(f"slices: found {slices!r}; give together or apart")
 
 
-@probe(check=_check_split)
+@probe(
+    {"round": int, "test_error": float, "agreed": float, "whole_error": float, "difference": float}, check=_check_split
+)
 def split(
     seed: int,
     *,
@@ -509,7 +430,7 @@ def split(
     byzantine: int = 6,
     rounds: int = 500,
     slices: str = "together",
-) -> list[SplitRow]:
+) -> Rows:
     """Objection 5: a model split by neurons over processes, trained with Krum under Gaussian attack.
 
     `slices` "together" is the sharded rule, "apart" runs Krum on each slice alone (`krum.distributed.split`). One row
@@ -519,13 +440,7 @@ def split(
     rows = processes.together(train_split, ranks, seed, dataset, workers, byzantine, rounds, slices == "together")
     whole = simulate(split_cell(dataset, workers, byzantine, rounds), seeds=[seed], device="cpu")
     errors = dict(zip(whole["round"].tolist(), whole["test_error"].tolist(), strict=True))
-    return [
-        SplitRow(
-            round=row["round"],
-            test_error=row["test_error"],
-            agreed=row["agreed"],
-            whole_error=errors[row["round"]],
-            difference=abs(row["test_error"] - errors[row["round"]]),
-        )
-        for row in rows
-    ]
+    for row in rows:
+        row["whole_error"] = errors[row["round"]]
+        row["difference"] = abs(row["test_error"] - row["whole_error"])
+    return rows
