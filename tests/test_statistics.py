@@ -14,19 +14,24 @@ def test_band_covers_the_mean_as_often_as_it_says():
     assert abs((high - low).mean() / width - 1) < 0.06
 
 
-def test_band_is_the_same_every_time():
+def test_band_is_the_same_every_time_and_of_a_column_by_itself():
+    """Whole seeds are resampled, so that a point's band does not depend on the other points."""
     values = np.random.default_rng(0).normal(size=(10, 7))
-    assert all(np.array_equal(a, b) for a, b in zip(statistics.band(values), statistics.band(values), strict=True))
+    assert np.array_equal(statistics.band(values), statistics.band(values))
+    assert np.array_equal(np.array(statistics.band(values))[:, 3], statistics.band(values[:, 3]))
 
 
-def test_one_seed_has_no_band():
+def test_one_seed_has_no_band_and_equal_seeds_one_of_no_width():
     mean, low, high = statistics.band(np.ones((1, 3)))
-    assert mean.tolist() == [1, 1, 1] and np.isnan(low).all() and np.isnan(high).all()
+    assert mean.tolist() == [1, 1, 1] and np.isnan([low, high]).all()
+    assert np.allclose(statistics.band(np.full((10, 3), 0.4)), 0.4)
 
 
-def test_equal_seeds_have_a_band_of_no_width():
-    _, low, high = statistics.band(np.full((10, 3), 0.4))
-    assert np.allclose(low, 0.4) and np.allclose(high, 0.4)
+def test_curve_has_a_band_by_round_also_where_seeds_differ():
+    rows = pd.DataFrame({"seed": [0, 1, 2, 0, 1], "round": [0, 0, 0, 5, 5], "test_error": [0.1, 0.2, 0.3, 0.4, 0.6]})
+    curve = statistics.curve(rows)
+    assert np.allclose(curve["mean"], [0.2, 0.5])
+    assert np.array_equal(curve.loc[0], statistics.band(np.array([0.1, 0.2, 0.3])))
 
 
 def test_crossing_is_read_off_a_straight_line_over_the_logarithm():
@@ -69,6 +74,6 @@ def test_what_a_budget_pays_for():
     )
     per_round = rows["cell"].map({"a": 1.0, "b": 3.0, "c": 1.0})
     like = pd.DataFrame({"cell": ["a", "b", "c"], "seed": 0})
-    found = statistics.error_within(rows, per_round, 10.0, like)
-    assert found[0] == 0.1 and np.isclose(found[1], 0.4 - 0.2 * (10 / 3 - 2) / 2)  # of b, three rounds and a third
-    assert np.isnan(found[2])  # ends before the budget does
+    errors = statistics.error_within(rows, per_round, 10.0, like)
+    assert errors[0] == 0.1 and np.isclose(errors[1], 0.4 - 0.2 * (10 / 3 - 2) / 2)  # of b, three rounds and a third
+    assert np.isnan(errors[2])  # ends before the budget does

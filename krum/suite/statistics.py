@@ -26,16 +26,8 @@ def band(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 def _bootstrapped(values: np.ndarray) -> Any:
     """The bootstrap of the means over seeds, [points, resamples] as `bootstrap_distribution`, and their intervals."""
-    return bootstrap(
-        (values,),
-        np.mean,
-        axis=0,
-        vectorized=True,
-        n_resamples=RESAMPLES,
-        confidence_level=CONFIDENCE,
-        method="percentile",
-        rng=np.random.default_rng(0),
-    )
+    options: dict[str, Any] = {"n_resamples": RESAMPLES, "confidence_level": CONFIDENCE, "method": "percentile"}
+    return bootstrap((values,), np.mean, axis=0, vectorized=True, rng=np.random.default_rng(0), **options)
 
 
 def crossing(x: np.ndarray, differences: np.ndarray) -> tuple[float, float, float]:
@@ -69,11 +61,15 @@ def _first_rise(x: np.ndarray, means: np.ndarray) -> np.ndarray:
     return np.where(~above.any(0), np.inf, np.where(after == 0, 0.0, between))
 
 
-def curve(rows: pd.DataFrame, quantity: str = "test_error") -> pd.DataFrame:
-    """One cell's rows, as a frame by round with columns mean, low, high and seeds."""
-    table = rows.pivot(index="seed", columns="round", values=quantity)
-    mean, low, high = band(table.to_numpy())
-    return pd.DataFrame({"mean": mean, "low": low, "high": high, "seeds": len(table)}, index=table.columns)
+def curve(rows: pd.DataFrame, quantity: str = "test_error", x: str = "round") -> pd.DataFrame:
+    """Mean and band of a quantity over seeds: a frame by the values of x, with columns mean, low and high."""
+    table = rows.pivot(index="seed", columns=x, values=quantity)
+    seeds = rows.groupby(x)["seed"]
+    if seeds.nunique().nunique() == 1:
+        mean, low, high = band(table.to_numpy())
+        return pd.DataFrame({"mean": mean, "low": low, "high": high}, index=table.columns)
+    bands = {value: band(table.loc[of_value, value]) for value, of_value in seeds}
+    return pd.DataFrame(bands, index=["mean", "low", "high"]).T
 
 
 def rounds_to(rows: pd.DataFrame, target: float, like: pd.DataFrame) -> np.ndarray:

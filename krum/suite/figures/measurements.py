@@ -37,7 +37,7 @@ def _plot_times(axes: Axes, timing: pd.DataFrame, x: str, symbol: str, by: str, 
     """Seconds against x, a line for each value of `by`, beside a power of x."""
     groups = [(value, rows) for value, rows in timing.groupby(by) if rows[x].nunique() > 1]
     for colour, (value, rows) in zip(parts.shades(len(groups)), groups, strict=True):
-        points = parts.mean_and_band(rows, x, "seconds")
+        points = statistics.curve(rows, "seconds", x)
         fitted = points[points.index >= FITTED_FROM[x]]
         exponent = np.polyfit(np.log(fitted.index.to_numpy(float)), np.log(fitted["mean"]), 1)[0]
         label = f"{by_symbol} = {value:,}: exponent {exponent:.2f}"
@@ -56,7 +56,7 @@ def _plot_times(axes: Axes, timing: pd.DataFrame, x: str, symbol: str, by: str, 
 @figure_kind
 def choices(choices: pd.DataFrame) -> Figure:
     """Whom a rule chooses: by length and by distance from the mean (down), by data set and number of attackers."""
-    heads = list(choices[["dataset", "byzantine"]].drop_duplicates().itertuples(index=False, name=None))
+    heads = parts.distinct(choices, ["dataset", "byzantine"])
     orders = {
         "length": "rank by length, the shortest first",
         "distance": "rank by distance from the mean, nearest first",
@@ -82,7 +82,7 @@ def _plot_ranks(axes: Axes, panel: pd.DataFrame) -> None:
     by_size = panel.groupby("batch_size")
     colours, width = parts.shades(len(by_size), 0.8), 0.84 / len(by_size)
     for place, (colour, (size, rows)) in enumerate(zip(colours, by_size, strict=True)):
-        points = parts.mean_and_band(rows, "rank", "share")
+        points = statistics.curve(rows, "share", "rank")
         ratio = rows.groupby("seed")["norm_ratio"].first()
         mean, low, high = (float(value) for value in statistics.band(ratio.to_numpy()))
         axes.bar(
@@ -109,7 +109,7 @@ def _plot_seconds(axes: Axes, exchange: pd.DataFrame) -> None:
     for place, (ranks, rows) in enumerate(exchange.groupby("ranks")):
         line = {"linestyle": ("--", "-", ":")[place % 3], "marker": "os^"[place % 3], "markersize": 5}
         for method, (name, colour, _) in EXCHANGES.items():
-            points = parts.mean_and_band(rows[rows["method"] == method], "dimension", "seconds")
+            points = statistics.curve(rows[rows["method"] == method], "seconds", "dimension")
             parts.plot_band(axes, points, f"{name}, N = {ranks}", colour, **line)
     axes.set(xscale="log", yscale="log", xlabel="parameters d", ylabel="seconds a round, slowest process")
     parts.finish_panel(axes, "Time with N gloo processes on one machine", bottom=None)
@@ -138,9 +138,9 @@ def _plot_split_training(axes: Axes, split: pd.DataFrame) -> None:
     ):
         rows = split[split["slices"] == slices]
         agreed = rows[rows["round"] == rows["round"].max()]["agreed"].mean()
-        points = parts.mean_and_band(rows, "round", "test_error")
+        points = statistics.curve(rows, "test_error", "round")
         parts.plot_band(axes, points, f"{label}: same choice in {agreed:.0%}", EXCHANGES[method][1])
-    whole = parts.mean_and_band(split[split["slices"] == "together"], "round", "whole_error")["mean"]
+    whole = statistics.curve(split[split["slices"] == "together"], "whole_error", "round")["mean"]
     axes.plot(whole.index, whole, color=style.GREY, linestyle=(0, (2, 3)), linewidth=2, label="not split")
     axes.set(xlabel="round", ylabel="cross-validation error")
     parts.finish_panel(axes, "Krum under attack, neurons split over two processes")

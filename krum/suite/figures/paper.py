@@ -7,7 +7,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from krum.suite import theory
+from krum.suite import statistics, theory
 from krum.suite.figures import labels, parts, style
 from krum.suite.figures.registry import figure_kind
 
@@ -91,7 +91,7 @@ def _plot_bound(axes: Axes, measured: pd.DataFrame) -> None:
 
 def _worst_attack(rows: pd.DataFrame) -> pd.DataFrame:
     """By noise, mean and band of the attack with the least mean inner product."""
-    by_attack = {name: parts.mean_and_band(group, "noise", "inner_product") for name, group in rows.groupby("attack")}
+    by_attack = {name: statistics.curve(group, "inner_product", "noise") for name, group in rows.groupby("attack")}
     worst = pd.DataFrame({name: points["mean"] for name, points in by_attack.items()}).idxmin(axis=1)
     return pd.DataFrame({noise: by_attack[name].loc[noise] for noise, name in worst.items()}).T
 
@@ -119,7 +119,7 @@ def steering(training: pd.DataFrame, steering: pd.DataFrame) -> Figure:
     figure = Figure(figsize=(5.0 * (1 + datasets), 5.0), layout="constrained")
     left, *others = figure.subplots(1, 1 + datasets)
     for aggregator, rows in steering.groupby("aggregator", sort=False):
-        parts.plot_rule(left, parts.mean_and_band(rows, "dimension", "distance"), str(aggregator), str(aggregator))
+        parts.plot_rule(left, statistics.curve(rows, "distance", "dimension"), str(aggregator), str(aggregator))
     parts.log_axis(left, sorted(steering["dimension"].unique()), style.AXIS_LABELS["dimension"])
     left.set_yscale("log")
     left.set_ylabel(r"$\|F - U\| / \|U\|$: distance from the attacker's vector")

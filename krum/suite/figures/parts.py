@@ -15,25 +15,19 @@ from krum.suite.figures import labels, style
 LONG_LEGEND = 4  # entries; a longer one stands below its panel
 
 
-def mean_and_band(rows: pd.DataFrame, x: str, quantity: str) -> pd.DataFrame:
-    """Mean and band over seeds, columns mean, low and high, by the values of x."""
-    table = rows.pivot(index="seed", columns=x, values=quantity)
-    seeds = rows.groupby(x)["seed"].nunique()
-    if seeds.nunique() == 1:
-        mean, low, high = statistics.band(table.to_numpy())
-        return pd.DataFrame({"mean": mean, "low": low, "high": high}, index=table.columns)
-    bands = {value: statistics.band(table.loc[rows.loc[rows[x] == value, "seed"], value]) for value in table.columns}
-    return pd.DataFrame(bands, index=["mean", "low", "high"]).T
+def distinct(rows: pd.DataFrame, columns: list[str]) -> list[tuple[Any, ...]]:
+    """The combinations of some columns' values, as they come."""
+    return list(rows[columns].drop_duplicates().itertuples(index=False, name=None))
 
 
 def plot_band(axes: Axes, points: pd.DataFrame, label: str, color: Any, **line: Any) -> None:
-    """A line through the means of `mean_and_band`, and its band."""
+    """A line through the means of `statistics.curve`, and its band."""
     axes.plot(points.index, points["mean"], color=color, label=label, **line)
     axes.fill_between(points.index, points["low"], points["high"], color=color, alpha=0.18, linewidth=0)
 
 
 def plot_rule(axes: Axes, points: pd.DataFrame, rule: str, label: str, hollow: bool = False, **line: Any) -> None:
-    """Points of `mean_and_band` in a rule's colour, with its marker."""
+    """Points of `statistics.curve` in a rule's colour, with its marker."""
     colour, marker = style.of_rule(rule)
     look = {"marker": marker, "markersize": 5, "markerfacecolor": "white" if hollow else colour, "linewidth": 1.4}
     plot_band(axes, points, label, colour, **{**look, **line})

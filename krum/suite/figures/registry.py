@@ -114,14 +114,9 @@ def _check_value(where: str, declared: Any, value: Any) -> None:
             raise InputError(f"{where}: found {value!r:.60}; give {wanted}")
 
 
-def _positive(value: Any, number: Any) -> bool:
-    return isinstance(value, number) and not isinstance(value, bool) and value > 0
-
-
 VALUES: dict[Any, tuple[Callable[[Any], bool], str]] = {
     bool: (lambda value: isinstance(value, bool), "true or false"),
-    int: (lambda value: _positive(value, int), "a positive integer"),
-    float: (lambda value: _positive(value, int | float), "a positive number"),
+    float: (lambda value: type(value) in (int, float) and value > 0, "a positive number"),
     RuleName: (lambda value: isinstance(value, str), "the name of an aggregator"),
     Reference: (lambda value: isinstance(value, dict) and set(value) == {"aggregator"}, "{aggregator: name}"),
 }

@@ -20,6 +20,7 @@ AnyColumn = Literal[Column, "occurrence", "strength"]
 Quantity = Literal[
     "test_error", "byzantine_weight", "rounds_to_target", "norm_ratio", "error_at_samples", "error_at_arithmetic"
 ]
+MOST_TABLES_ACROSS = 3
 RUN_MEANS = ["byzantine_weight", "differs", "norm_ratio"]  # averaged over a run's rounds
 # What a round spends, of what the error is compared at when the cheapest run has spent all.
 BUDGETS: dict[str, Callable[[pd.DataFrame], pd.Series]] = {
@@ -44,9 +45,8 @@ def sweep(
     target: the error that rounds_to_target counts to; crossing: the rule beside which the others come out better from
     some x on, and labels say from which; log: whether the axes of quantities are logarithmic.
     """
-    final, single_machines = _split_single_machines(_final_rows(training, quantities, target), x)
-    final = _unattacked_in_every_panel(final, x, columns)
-    heads = list(final[["dataset", columns]].drop_duplicates().itertuples(index=False, name=None))
+    final, machines = _swept_rows(training, x, columns, quantities, target)
+    heads = parts.distinct(final, ["dataset", columns])
     figure = Figure(figsize=(max(6.4, 5.4 * len(heads)), 3.6 * len(quantities) + 2.2), layout="constrained")
     grid = figure.subplots(len(quantities), len(heads), squeeze=False, sharey="row")
     samples = (training["rounds"] * BUDGETS["error_at_samples"](training)).min()
@@ -55,7 +55,7 @@ def sweep(
         for axes, (dataset, head) in zip(panels, heads, strict=True):
             panel = final[(final["dataset"] == dataset) & (final[columns] == head)]
             _plot_lines(axes, panel, x, quantity, columns, crossing if quantity == "test_error" else None)
-            parts.plot_single_machines(axes, single_machines[single_machines["dataset"] == dataset], quantity)
+            parts.plot_single_machines(axes, machines[machines["dataset"] == dataset], quantity)
             parts.swept_axis(axes, sorted(panel[x].unique()), style.AXIS_LABELS[x])
             axes.set_ylabel(style.QUANTITY_LABELS[quantity].format(**named))
             if log:
@@ -70,59 +70,80 @@ def sweep(
 
 @figure_kind
 def heat(
-    training: pd.DataFrame,
-    *,
-    x: AnySwept,
-    columns: AnyColumn = "dataset",
-    across: int = 3,
-    lines: bool = False,
-    declares: bool = False,
+    training: pd.DataFrame, *, x: AnySwept, columns: AnyColumn = "dataset", lines: bool = False, declares: bool = False
 ) -> Figure:
     """Error at the last round as a table of colours: rules down, x across, a panel for each value of `columns`.
 
-    across: the most panels side by side; lines: whether the same numbers stand below each table as lines; declares:
-    whether rules that declare the true count stand beside those that declare the most.
+    lines: whether the same numbers stand below each table as lines; declares: whether rules that declare the true count
+    stand beside those that declare the most.
     """
-    final, single_machines = _split_single_machines(_final_rows(training), x)
-    final = _unattacked_in_every_panel(final, x, columns)
+    final, machines = _swept_rows(training, x, columns)
     final = _by_declared_f(final) if declares else final.assign(declares="")
     final = final.assign(rule=[_rule_label(row, columns) for row in final.itertuples()])
-    heads = list(final[["dataset", columns]].drop_duplicates().itertuples(index=False, name=None))
+    heads = parts.distinct(final, ["dataset", columns])
     rules, ticks = list(final["rule"].drop_duplicates()), _ticks(final, x)
-    width = min(len(heads), across)
+    width = min(len(heads), MOST_TABLES_ACROSS)
     down = -(-len(heads) // width)
-    heights = [1.1 + 0.34 * (len(rules) + single_machines["batch_size"].nunique()), *([4.2] if lines else [])]
+    heights = [1.1 + 0.34 * (len(rules) + machines["batch_size"].nunique()), *([4.2] if lines else [])]
     size = (max(8.0, 1.9 + width * (1.2 + 0.62 * max(len(ticks), 5))), 1.6 + down * sum(heights))
     figure = Figure(figsize=size, layout="constrained")
     grid = figure.subplots(down * len(heights), width, squeeze=False, height_ratios=heights * down)
-    highest = final["test_error"].max()
+    panels = grid.reshape(down, len(heights), width).swapaxes(1, 2).reshape(-1, len(heights))
     names_to_the_left: list[str] = []
-    for place, (dataset, head) in enumerate(heads):
-        row, column = place // width * len(heights), place % width
+    for place, (axes, (dataset, head)) in enumerate(zip(panels, heads, strict=False)):
+        title = labels.panel(dataset, columns, head)
         panel = final[(final["dataset"] == dataset) & (final[columns] == head)]
-        machines = single_machines[single_machines["dataset"] == dataset]
-        columns_met = [tick for tick in ticks if tick in set(panel[x])]
-        table = panel.pivot_table(index="rule", columns=x, values="test_error", aggfunc="mean", sort=False)
-        table = table.reindex(index=[rule for rule in rules if rule in set(panel["rule"])], columns=columns_met)
-        for _, cell in machines.groupby("cell", sort=False):
+        beside = machines[machines["dataset"] == dataset]
+        table = panel.pivot_table("test_error", "rule", x, sort=False).reindex(index=rules, columns=ticks)
+        table = table.dropna(how="all").dropna(how="all", axis=1)
+        shown = list(table.columns)
+        for _, cell in beside.groupby("cell", sort=False):
             table.loc[labels.single_machine(cell.iloc[0])] = cell["test_error"].mean()
-        _plot_table(grid[row, column], table, highest, named=list(table.index) != names_to_the_left)
-        names_to_the_left = list(table.index) if column < width - 1 else []
-        grid[row, column].set_xlabel(style.AXIS_LABELS[x])
-        grid[row, column].set_title(labels.panel(dataset, columns, head), fontsize=10)
+        is_first = place % width == 0
+        named = is_first or list(table.index) != names_to_the_left
+        names_to_the_left = list(table.index)
+        _plot_table(axes[0], table, final["test_error"].max(), named)
+        axes[0].set_xlabel(style.AXIS_LABELS[x])
+        axes[0].set_title(title, fontsize=10)
         if lines:
-            axes = grid[row + 1, column]
-            _plot_lines(axes, panel, x, "test_error", columns)
-            parts.plot_single_machines(axes, machines, "test_error")
-            parts.swept_axis(axes, columns_met, style.AXIS_LABELS[x])
-            parts.log_error_axis(axes)
-            axes.set_ylabel("cross-validation error")
-            parts.finish_panel(axes, labels.panel(dataset, columns, head), bottom=None)
-    for place in range(len(heads), down * width):
-        parts.hide(grid[place // width * len(heights) :, place % width])
+            _plot_lines(axes[1], panel, x, "test_error", columns)
+            parts.plot_single_machines(axes[1], beside, "test_error")
+            parts.swept_axis(axes[1], shown, style.AXIS_LABELS[x])
+            parts.log_error_axis(axes[1])
+            axes[1].set_ylabel("cross-validation error")
+            parts.finish_panel(axes[1], title, bottom=None)
+    parts.hide(panels[len(heads) :].flatten())
     bar = figure.colorbar(grid[0, 0].images[0], ax=list(grid[0]), shrink=0.8, pad=0.01)
     bar.set_label(f"error at round {final['rounds'].max()}", fontsize=8)
     return figure
+
+
+@figure_kind
+def implementations(training: pd.DataFrame) -> Figure:
+    """Error, share of rounds won by an attacker, and share with another choice than the reference, by attack."""
+    final = _final_rows(training)
+    names = [_attack_name(*pair) for pair in zip(final["attack"], final["attack_options"], strict=True)]
+    final, order = final.assign(attacked=names), list(dict.fromkeys(names))
+    titles = {
+        "test_error": f"Cross-validation error at round {final['rounds'].max()}",
+        "byzantine_weight": "Share of rounds in which an attacker is chosen",
+        "differs": "Share of rounds with another choice than the paper's Krum",
+    }
+    figure = Figure(figsize=(15.5, 6.6), layout="constrained")
+    for axes, (quantity, title) in zip(figure.subplots(1, len(titles)), titles.items(), strict=True):
+        for aggregator, rows in final.groupby("aggregator", sort=False):
+            points = statistics.curve(rows, quantity, "attacked").reindex(order)
+            parts.plot_rule(axes, points.set_axis(np.arange(len(order))), str(aggregator), str(aggregator))
+        axes.set_xticks(range(len(order)), order, rotation=45, ha="right", fontsize=8)
+        axes.set_xlabel("attack (kappa: the colluders send -kappa times the honest mean)")
+        axes.set_ylabel("cross-validation error" if quantity == "test_error" else "share of rounds")
+        parts.finish_panel(axes, title, legend=-0.24)  # below the slanted names
+    return figure
+
+
+def _attack_name(attack: str, options: str) -> str:
+    kappa = labels.strength(options)
+    return f"kappa = {kappa:g}" if attack == "sign-flip" and np.isfinite(kappa) else attack
 
 
 def _final_rows(training: pd.DataFrame, quantities: Sequence[str] = (), target: float | None = None) -> pd.DataFrame:
@@ -140,23 +161,25 @@ def _final_rows(training: pd.DataFrame, quantities: Sequence[str] = (), target: 
     return final
 
 
-def _split_single_machines(final: pd.DataFrame, x: str) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The cells of several workers, and those of one machine alone, which the others are compared with."""
+def _swept_rows(
+    training: pd.DataFrame, x: str, columns: str, quantities: Sequence[str] = (), target: float | None = None
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Last rows of the cells of several workers, and of one machine alone, which the others are compared with.
+
+    With a panel for each attack, the unattacked cells are repeated for each, since they belong to all of them.
+    """
+    final = _final_rows(training, quantities, target)
     is_single = (final["workers"] == 1) & (x != "workers")
-    return final[~is_single], final[is_single]
-
-
-def _unattacked_in_every_panel(final: pd.DataFrame, x: str, columns: str) -> pd.DataFrame:
-    """With a panel for each attack, the unattacked cells repeated for each, since they belong to all of them."""
+    final, machines = final[~is_single], final[is_single]
     unattacked, attacked = final[final["attack"] == "none"], final[final["attack"] != "none"]
     if columns != "attack" or x == "attack" or not len(unattacked) or not len(attacked):
-        return final
+        return final, machines
     attack_options = attacked.groupby("attack")["attack_options"].first()
     repeated = [
         unattacked[unattacked["dataset"] == dataset].assign(attack=attack, attack_options=attack_options[attack])
-        for dataset, attack in attacked[["dataset", "attack"]].drop_duplicates().itertuples(index=False)
+        for dataset, attack in parts.distinct(attacked, ["dataset", "attack"])
     ]
-    return pd.concat([attacked, *repeated])
+    return pd.concat([attacked, *repeated]), machines
 
 
 def _by_declared_f(final: pd.DataFrame) -> pd.DataFrame:
@@ -204,7 +227,7 @@ def _plot_lines(
             is_unattacked = "byzantine" in varying and not first["byzantine"] and not first["fault_rate"]
             linestyle = style.REPEATED_LINES[int(is_unattacked)]
         hollow = first["workers"] != panel["workers"].iloc[0] or first["worker_momentum"] > 0
-        points = parts.mean_and_band(line, x, quantity)
+        points = statistics.curve(line, quantity, x)
         parts.plot_rule(axes, points, first["aggregator"], label, hollow, linestyle=linestyle)
 
 

@@ -1,10 +1,8 @@
 """Figures of training runs: error against rounds, against a parameter, and by attack."""
 
-import json
 from collections import Counter
 from typing import Literal
 
-import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -38,10 +36,8 @@ def curves(
     """
     if x == "samples":
         training = training.assign(round=training["round"] * training["workers"] * training["batch_size"])
-    keys = ["byzantine_fraction", "attack"] if columns == "attack" else [columns]
-    heads = list(
-        training[keys].drop_duplicates().sort_values(keys[0], kind="stable").itertuples(index=False, name=None)
-    )
+    keys: list[str] = ["byzantine_fraction", "attack"] if columns == "attack" else [columns]
+    heads = parts.distinct(training.sort_values(keys[0], kind="stable"), keys)
     datasets = [None] if columns == "dataset" else list(training["dataset"].drop_duplicates())
     width = min(len(heads), MOST_ACROSS)
     rows_each = -(-len(heads) // width)  # of panels, for a data set
@@ -56,12 +52,7 @@ def curves(
             panel = of_dataset[(of_dataset[keys] == list(head)).all(axis=1)]
             _plot_cells(axes, panel, by_attack=columns != "attack", lengths=x != "samples")
             if reference is not None and panel["byzantine"].any():
-                is_reference = (of_dataset["aggregator"] == reference["aggregator"]) & (of_dataset["byzantine"] == 0)
-                unattacked = of_dataset[is_reference]
-                for _, cell in unattacked.groupby("cell", sort=False):
-                    means, (colour, _) = statistics.curve(cell)["mean"], style.of_rule(reference["aggregator"])
-                    label = f"{labels.curve(cell, unattacked)}, 0 % Byzantine"
-                    axes.plot(means, color=colour, linestyle=(0, (4, 3)), linewidth=2.0, label=label, zorder=3)
+                _plot_reference(axes, of_dataset, reference["aggregator"])
             name = panel["dataset"].iloc[0] if dataset is None else dataset
             title = f"{style.dataset_title(name)}, {labels.byzantine_share(panel)}"
             parts.finish_panel(axes, title if columns == "attack" else labels.panel(name, columns, head[0]))
@@ -96,6 +87,15 @@ def _plot_cells(axes: Axes, panel: pd.DataFrame, by_attack: bool, lengths: bool)
         parts.plot_cell(axes, cell, label, hollow=rank > 0, linestyle=linestyle, alpha=faded)
 
 
+def _plot_reference(axes: Axes, cells: pd.DataFrame, rule: str) -> None:
+    """The means of a rule's unattacked cells, on top of all that they are compared with."""
+    unattacked = cells[(cells["aggregator"] == rule) & (cells["byzantine"] == 0)]
+    for _, cell in unattacked.groupby("cell", sort=False):
+        label = f"{labels.curve(cell, unattacked)}, 0 % Byzantine"
+        means, colour = statistics.curve(cell)["mean"], style.of_rule(rule)[0]
+        axes.plot(means, color=colour, linestyle=(0, (4, 3)), linewidth=2.0, label=label, zorder=3)
+
+
 @figure_kind
 def against(training: pd.DataFrame, *, x: Swept) -> Figure:
     """Error at the last round against a swept parameter x, a panel for each data set, a line per rule and attack."""
@@ -112,47 +112,9 @@ def against(training: pd.DataFrame, *, x: Swept) -> Figure:
                 label.append("outside 2f + 2 < n")
             is_other_size = first["workers"] != final["workers"].iloc[0]
             line = style.of_attack(first["attack"])
-            points = parts.mean_and_band(rows, x, "test_error")
+            points = statistics.curve(rows, "test_error", x)
             parts.plot_rule(axes, points, first["aggregator"], ", ".join(label), is_other_size, linestyle=line)
         parts.log_axis(axes, sorted(final[x].unique()), style.AXIS_LABELS[x])
         axes.set_ylabel(f"cross-validation error at round {final['rounds'].max()}")
         parts.finish_panel(axes, style.dataset_title(dataset))
     return figure
-
-
-@figure_kind
-def implementations(training: pd.DataFrame) -> Figure:
-    """Error, share of rounds won by an attacker, and share with another choice than the reference, by attack."""
-    attacks = [_attack_name(*pair) for pair in zip(training["attack"], training["attack_options"], strict=True)]
-    training = training.assign(attacked=attacks)
-    order = list(training["attacked"].drop_duplicates())
-    over_rounds = training[training["round"] > 0].groupby(
-        ["aggregator", "attacked", "seed"], sort=False, as_index=False
-    )
-    means = over_rounds[["byzantine_weight", "differs"]].mean()
-    final = training[training["round"] == training["rounds"]]
-    figure = Figure(figsize=(15.5, 6.6), layout="constrained")
-    for axes, table, quantity, title in zip(
-        figure.subplots(1, 3),
-        (final, means, means),
-        ("test_error", "byzantine_weight", "differs"),
-        (
-            f"Cross-validation error at round {training['rounds'].max()}",
-            "Share of rounds in which an attacker is chosen",
-            "Share of rounds with another choice than the paper's Krum",
-        ),
-        strict=True,
-    ):
-        for aggregator, rows in table.groupby("aggregator", sort=False):
-            points = parts.mean_and_band(rows, "attacked", quantity).reindex(order)
-            parts.plot_rule(axes, points.set_axis(np.arange(len(order))), str(aggregator), str(aggregator))
-        axes.set_xticks(range(len(order)), order, rotation=45, ha="right", fontsize=8)
-        axes.set_xlabel("attack (kappa: the colluders send -kappa times the honest mean)")
-        axes.set_ylabel("cross-validation error" if quantity == "test_error" else "share of rounds")
-        parts.finish_panel(axes, title, legend=-0.24)  # below the slanted names
-    return figure
-
-
-def _attack_name(attack: str, options: str) -> str:
-    scale = json.loads(options).get("scale")
-    return attack if attack != "sign-flip" or scale is None else f"kappa = {scale:g}"
