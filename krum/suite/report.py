@@ -55,13 +55,18 @@ def tally(scorecard: pd.DataFrame) -> str:
     )
 
 
+def verdict(row: Any) -> str:
+    """The verdict of a row of the scorecard, with its mark."""
+    return f"{MARKS[row.verdict]} {row.verdict}"
+
+
 def markdown(scorecard: pd.DataFrame) -> str:
     """The scorecard as a Markdown table."""
     lines = [tally(scorecard), "", "| | claim | measured | verdict |", "|---|---|---|---|"]
     for row in scorecard.itertuples():
         what = _escaped(f"{row.quantity}: {interval(row)}; holds if {row.test}{_where(row)}")
         who = f"{row.experiment}, {SOURCES[row.source]}"
-        lines.append(f"| {who} | {_escaped(row.sentence)} | {what} | {MARKS[row.verdict]} {row.verdict} |")
+        lines.append(f"| {who} | {_escaped(row.sentence)} | {what} | {verdict(row)} |")
     return "\n".join(lines) + "\n"
 
 
@@ -70,8 +75,7 @@ def short_markdown(scorecard: pd.DataFrame) -> str:
     lines = [f"{tally(scorecard)} The paper's own, beside [all of them](docs/scorecard.md):", ""]
     lines += ["| | claim | measured | verdict |", "|---|---|---|---|"]
     for row in scorecard[scorecard["source"] == "paper"].itertuples():
-        verdict = f"{MARKS[row.verdict]} {row.verdict}"
-        lines.append(f"| {row.experiment} | {_escaped(row.sentence)} | {interval(row)} | {verdict} |")
+        lines.append(f"| {row.experiment} | {_escaped(row.sentence)} | {interval(row)} | {verdict(row)} |")
     return "\n".join(lines) + "\n"
 
 
@@ -83,7 +87,7 @@ def page(scorecard: pd.DataFrame) -> str:
         quantity = row.quantity + _where(row)
         texts = (row.experiment, SOURCES[row.source], row.sentence, quantity, interval(row), row.test, str(row.seeds))
         cells = "".join(f"<td>{html.escape(text)}</td>" for text in texts)
-        rows.append(f'<tr>{cells}<td class="{row.verdict}">{MARKS[row.verdict]}&nbsp;{row.verdict}</td></tr>')
+        rows.append(f'<tr>{cells}<td class="{row.verdict}">{verdict(row).replace(" ", "&nbsp;")}</td></tr>')
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>Scorecard</title><style>
 body {{ font: 14px/1.4 system-ui, sans-serif; margin: 1.5em; color: #222; background: #fff }}
@@ -105,34 +109,25 @@ cross-validation fold of its own.</p>
 
 
 def gallery(
-    experiments: Mapping[str, Experiment],
-    scorecard: pd.DataFrame,
-    texts: Mapping[str, str],
-    figures: Path,
-    root: Path,
+    experiments: Mapping[str, Experiment], scorecard: pd.DataFrame, texts: Mapping[str, str], figures: Path, root: Path
 ) -> None:
     """Write docs/: every figure, gallery.md, scorecard.md; and the scorecard's part of README.md. From a full run.
 
     Raises InputError where README.md has no place for it.
     """
-    pages = [
-        "# Gallery",
-        "",
-        "Every figure of a full run, written by `make gallery`. Verdicts: [scorecard](scorecard.md).",
-    ]
+    pages = "# Gallery\n\nEvery figure of a full run, written by `make gallery`. Verdicts: [scorecard](scorecard.md).\n"
     for spec in in_order(experiments):
-        name = spec.name
-        copy_figure(name, figures, root, "make")
-        bullets = [line.replace("<", "&lt;") for line in texts.get(name, "").splitlines() if line.startswith("- ")]
-        pages += ["", f"## {spec.title}", "", f"![{name}](figures/{name}.png)", "", " ".join(spec.claim.split()), ""]
-        pages += bullets
+        copy_figure(spec.name, figures, root, "make")
+        bullets = [line for line in texts.get(spec.name, "").splitlines(keepends=True) if line.startswith("- ")]
+        pages += f"\n## {spec.title}\n\n![{spec.name}](figures/{spec.name}.png)\n\n{' '.join(spec.claim.split())}\n\n"
+        pages += "".join(bullets).replace("<", "&lt;")
     readme = root / "README.md"
     before, begin, rest = readme.read_text(encoding="utf-8").partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:
         raise InputError(f"{readme}: the lines {BEGIN!r} and {END!r} are not there; put them where the scorecard goes")
     written = {
-        root / "docs" / "gallery.md": "\n".join(pages) + "\n",
+        root / "docs" / "gallery.md": pages,
         root / "docs" / "scorecard.md": "# Scorecard\n\n" + markdown(scorecard),
         readme: f"{before}{BEGIN}\n{short_markdown(scorecard)}{END}{after}",
     }
@@ -157,7 +152,7 @@ def answers(template: str, scorecard: pd.DataFrame, tables: Mapping[str, str] | 
 
     `tables` holds what stands for names that are no claims. Raises InputError for a name that is neither.
     """
-    texts = {row.claim: f"{interval(row)} ({MARKS[row.verdict]} {row.verdict})" for row in scorecard.itertuples()}
+    texts = {row.claim: f"{interval(row)} ({verdict(row)})" for row in scorecard.itertuples()}
     texts.update({"tally": tally(scorecard), **(tables or {})})
     strangers = sorted(set(re.findall(r"{([a-z0-9-]+)}", template)) - set(texts))
     if strangers:
@@ -181,9 +176,9 @@ def survival(rows: pd.DataFrame) -> str:
         occurrences = list(of_attack["occurrence"].drop_duplicates())
         marks = dict.fromkeys(rules, "")
         for occurrence, rule in itertools.product(occurrences, rules):
-            is_met = (of_attack["aggregator"] == rule) & (of_attack["occurrence"] == occurrence)
-            rise = of_attack[is_met].set_index("seed")["test_error"] - unattacked[rule]
-            _, low, high = (float(value) for value in statistics.band(rise.dropna().to_numpy()))
+            is_shown = (of_attack["aggregator"] == rule) & (of_attack["occurrence"] == occurrence)
+            rise = of_attack[is_shown].set_index("seed")["test_error"] - unattacked[rule]
+            _, low, high = statistics.band(rise.dropna().to_numpy())
             marks[rule] += MARKS["holds" if high < SURVIVES else "fails" if low > SURVIVES else "undecided"]
         how_often = ", ".join(name.removesuffix(", always").removeprefix("anyone, ") for name in occurrences)
         lines.append(f"| {attack} | {how_often} | {' | '.join(marks.values())} |")
