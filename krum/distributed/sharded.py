@@ -132,7 +132,7 @@ def _local_parts(slices: Slices) -> list[Tensor]:
             raise TypeError(f"slices: found {type(part).__name__}; give tensors [n, ...], or a list or dict of them")
         if part.ndim == 0:
             raise InputError("slices: found a number; give tensors [n, ...]")
-        for placement in part.placements if _is_dtensor(part) else ():
+        for placement in getattr(part, "placements", ()):  # of a DTensor
             if not placement.is_shard() or placement.dim == 0:
                 raise InputError(
                     f"slices: found a DTensor placed {placement}; give one that is sharded along a parameter's "

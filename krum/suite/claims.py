@@ -135,12 +135,12 @@ def _claims_of(entry: Mapping[str, Any], where: str) -> Iterator[Claim]:
 def _filled(text: str, words: Mapping[str, str], where: str) -> str:
     """The text with the words in place of their names in braces."""
 
-    def word(match: re.Match[str]) -> str:
+    def _word(match: re.Match[str]) -> str:
         if match[1] not in words:
             raise InputError(f"{where}: {unknown('word in braces', match[1], words)}")
         return words[match[1]]
 
-    return re.sub(r"\{(\w+)\}", word, text)
+    return re.sub(r"\{(\w+)\}", _word, text)
 
 
 def untouched(claims: Sequence[Claim], overrides: Mapping[str, Any]) -> list[Claim]:
@@ -228,7 +228,10 @@ def _check_columns(claim: Claim, where: str, columns: set[str], numbers: set[str
 
 
 def evaluate(claims: Sequence[Claim], results: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
-    """One row per claim: its value, interval and verdict. `results`: the rows of each experiment that claims name."""
+    """One row per claim: its value, interval and verdict. `results`: the rows of each experiment that claims name.
+
+    Raises InputError where rows lack a column that a claim needs.
+    """
     rows = []
     for claim in claims:
         try:
