@@ -129,10 +129,10 @@ def _multiplies_in_float32() -> bool:
 
 def _reference(columns: Tensor) -> int:
     """A vector to subtract from all where these are alike, or -1: from a sample of the coordinates."""
-    sample = columns[:, :: max(1, columns.shape[1] // 512)].double()
+    sample = columns[:, :: max(1, columns.shape[1] // 128)].double()
     centre = central_row(sample)
-    apart = (sample - sample[centre]).square().sum(-1).median()
-    return int(centre) if bool(apart < sample.square().sum(-1).median() / 2) else -1
+    from_centre = (sample - sample[centre]).square().sum(-1).median()
+    return int(centre) if bool(from_centre < sample.square().sum(-1).median() / 2) else -1
 
 
 def _add_products(gram: Tensor, columns: Tensor) -> None:

@@ -30,15 +30,15 @@ class Vectors:
     def and_last(self, vector: Any) -> "Vectors":
         """With one vector more at the end, of the form of a result; zero where it is None. Raises InputError."""
         if vector is None:
-            last = [part[0].new_zeros(part[0].shape) for part in self.blocks]
+            last = [block[0].new_zeros(block[0].shape) for block in self.blocks]
         else:
             last = [_flat(leaf) for leaf in _leaves(vector, "previous")]
-        expected, found = ([leaf.shape for leaf in leaves] for leaves in ([part[0] for part in self.blocks], last))
-        if expected != found or not all(bool(leaf.isfinite().all()) for leaf in last):
-            shapes = [tuple(shape) for shape in found]
+        shapes = [tuple(leaf.shape) for leaf in last]
+        expected = [tuple(block[0].shape) for block in self.blocks]
+        if shapes != expected or not all(bool(leaf.isfinite().all()) for leaf in last):
             raise InputError(f"previous: found shapes {shapes}; give the last aggregate, finite numbers")
-        parts: list[RowBlock] = [[*part, row.to(part[0])] for part, row in zip(self.blocks, last, strict=True)]
-        return Vectors(parts, self.like_given)
+        blocks: list[RowBlock] = [[*block, row.to(block[0])] for block, row in zip(self.blocks, last, strict=True)]
+        return Vectors(blocks, self.like_given)
 
 
 def read(given: Any) -> Vectors:
