@@ -106,7 +106,7 @@ def narrowed(bounds: Tensor, blocks: Sequence[RowBlock], rows: Tensor) -> Tensor
             if reference >= 0:
                 columns -= columns[reference].clone()
             products.addmm_(columns[rows], columns.mT)
-            lengths += torch.linalg.vecdot(columns, columns)
+            lengths += torch.linalg.vector_norm(columns, dim=1).square()
     distances = lengths[rows, None] + lengths - 2 * products
     norms = lengths.sqrt()
     summed = max(1, BLOCK // n) + sum(len(block[0]) for block in blocks) // max(1, BLOCK // n) + 4
@@ -194,16 +194,30 @@ def _from_differences(block: RowBlock, pairs: Tensor) -> Tensor:
 
 
 def _columns(block: RowBlock, width: int, dtype: torch.dtype) -> Iterator[Tensor]:
-    """The columns, `width` at a time, as matrices [n, width] that may be views if the dtype is the block's own."""
-    for start in range(0, len(block[0]), width):
-        yield some_columns(block, start, start + width, dtype)
+    """The columns, `width` at a time, as matrices [n, width], each to be used before the next one.
+
+    A float32 matrix gives views if float32 is wanted; all else is copied into one buffer.
+    """
+    d = len(block[0])
+    if isinstance(block, Tensor) and block.dtype == dtype == torch.float32:
+        yield from block.split(width, dim=1)
+        return
+    buffer = torch.empty(len(block), min(width, d), dtype=dtype, device=block[0].device)
+    for start in range(0, d, width):
+        columns = buffer[:, : d - start]
+        if isinstance(block, Tensor):
+            columns.copy_(block[:, start : start + width])
+        else:
+            for values, row in zip(columns, block, strict=True):
+                values.copy_(row[start : start + width])
+        yield columns
 
 
-def some_columns(block: RowBlock, start: int, stop: int, dtype: torch.dtype = torch.float64) -> Tensor:
-    """Some columns of n vectors, `[n, stop - start]`, less at the end; a copy in float64."""
+def some_columns(block: RowBlock, start: int, stop: int) -> Tensor:
+    """Some columns of n vectors, a copy in float64: `[n, stop - start]`, less at the end."""
     if isinstance(block, Tensor):
-        return block[:, start:stop].to(dtype, copy=dtype == torch.float64)
-    return torch.stack([row[start:stop] for row in block]).to(dtype)
+        return block[:, start:stop].to(torch.float64, copy=True)
+    return torch.stack([row[start:stop] for row in block]).double()
 
 
 def central_row(columns: Tensor) -> Tensor:
