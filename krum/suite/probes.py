@@ -39,10 +39,6 @@ MOST_NUMBERS = 10**10  # of all vectors together
 Rows = list[dict[str, Any]]
 
 
-def _no_check(**options: Any) -> None:
-    """The options fit each other as they are."""
-
-
 @dataclass(frozen=True)
 class Registered:
     """A registered probe."""
@@ -51,7 +47,7 @@ class Registered:
     function: Callable[..., Rows]
     options: Mapping[str, Any]  # and their defaults
     columns: Mapping[str, type]  # of its rows, the options among them: float, int, bool or str
-    check: Callable[..., None]  # refuses options that do not fit each other, beyond what `check` below refuses in all
+    check: Callable[..., None] | None  # refuses options beyond what `check` below refuses in every probe
     exclusive: bool  # it measures time: nothing else may run beside it
 
     @property
@@ -64,7 +60,7 @@ PROBES: dict[str, Registered] = {}
 
 
 def probe(
-    columns: Mapping[str, type], *, check: Callable[..., None] = _no_check, exclusive: bool = False
+    columns: Mapping[str, type], *, check: Callable[..., None] | None = None, exclusive: bool = False
 ) -> Callable[[Callable[..., Rows]], Callable[..., Rows]]:
     """Register a function `(seed, *, options) -> rows` with the columns of its rows beside the options.
 
@@ -75,9 +71,9 @@ def probe(
     def decorate(function: Callable[..., Rows]) -> Callable[..., Rows]:
         parameters = inspect.signature(function).parameters.values()
         options = {one.name: one.default for one in parameters if one.kind == one.KEYWORD_ONLY}
-        types = get_type_hints(function)
-        whole = {**{name: types[name] for name in options}, **columns}
-        PROBES[kebab(function)] = Registered(kebab(function), function, options, whole, check, exclusive)
+        types, name = get_type_hints(function), kebab(function)
+        all_columns = {**{option: types[option] for option in options}, **columns}
+        PROBES[name] = Registered(name, function, options, all_columns, check, exclusive)
         return function
 
     return decorate
@@ -89,9 +85,10 @@ def run_probe(name: str, seed: int, options: Mapping[str, Any]) -> Rows:
     chosen = {option: columns[option](value) for option, value in all_options(name, options).items()}
     rows = [{**chosen, **row} for row in PROBES[name].function(seed, **options)]
     for row in rows:
-        differing = {key for key, _ in {key: type(value) for key, value in row.items()}.items() ^ columns.items()}
-        if differing:
-            raise InputError(f"probe {name}: a row and the declared columns differ in {', '.join(sorted(differing))}")
+        types = {key: type(value) for key, value in row.items()}
+        if types != columns:
+            differing = sorted({key for key, _ in types.items() ^ columns.items()})
+            raise InputError(f"probe {name}: a row and the declared columns differ in {', '.join(differing)}")
     return rows
 
 
@@ -122,7 +119,8 @@ def check(name: str, options: Mapping[str, Any]) -> None:
         if byzantine >= workers and "byzantine" in chosen:
             raise InputError(f"byzantine: found {byzantine} of {workers} workers; give fewer, so that one is honest")
         _check_rule(workers, chosen.get("declared_f", byzantine), chosen.get("aggregator", "krum"))
-    PROBES[name].check(**chosen)
+    if (further := PROBES[name].check) is not None:
+        further(**chosen)
 
 
 def _check_rule(workers: int, f: int, aggregator: str) -> None:

@@ -1,6 +1,7 @@
 """Words from rows: numbers, what ran, who attacks, and what tells the curves of a panel apart."""
 
 import json
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -40,9 +41,9 @@ PANEL_TITLES = {
 
 def number(value: float) -> str:
     """Two or three significant digits, without an exponent where that is short."""
-    if value != value:
+    if math.isnan(value):
         return "-"
-    if abs(value) == float("inf"):
+    if math.isinf(value):
         return "∞" if value > 0 else "-∞"
     if abs(value) < ROUNDING:
         return "0"
@@ -67,10 +68,10 @@ def setting(rows: pd.DataFrame) -> str:
     for measurement, measured in rows.groupby("measurement", sort=False):
         is_training = measurement == store.TRAINING
         seeds = measured.groupby("cell")["seed"].nunique() if is_training else measured[["seed"]].nunique()
-        fewest, most = int(seeds.min()), int(seeds.max())
+        fewest, most = seeds.min(), seeds.max()
         name = "" if len(measured) == len(rows) else f"{measurement}: "
         band = " and 95 % bootstrap band" if most > 1 else ""
-        count = str(most) if fewest == most else f"{fewest} to {most}"
+        count = f"{most}" if fewest == most else f"{fewest} to {most}"
         folds = ", each with its own cross-validation fold" if is_training else ""
         lines.append(f"{name}mean{band} over {count} seed{'s' if most > 1 else ''}{folds}")
     return "\n".join(lines)
@@ -142,7 +143,7 @@ def options(text: str, without: Iterable[str] = ()) -> list[str]:
 def strength(attack_options: str) -> float:
     """The option that says how strong an attack is; NaN where it has none."""
     values = json.loads(attack_options)
-    return next((float(values[name]) for name in STRENGTHS if name in values), float("nan"))
+    return next((float(values[name]) for name in STRENGTHS if name in values), math.nan)
 
 
 def note(column: str, value: Any) -> str:

@@ -83,16 +83,16 @@ def check(where: str, figure: Mapping[str, Any], cells: Sequence[Cell], measured
             raise InputError(
                 f"{where}.kind: {kind.name} draws the probe {measurement!r}, which is not among the probes; add it"
             )
-    rules = dict.fromkeys(cell.aggregator for cell in cells)
-    unattacked = list(dict.fromkeys(cell.aggregator for cell in cells if not cell.byzantine))
+    rules = {cell.aggregator for cell in cells}
+    unattacked = {cell.aggregator for cell in cells if not cell.byzantine}
     for name, value in options.items():
         declared = (kind.options[name].annotation, *get_args(kind.options[name].annotation))
         if RuleName in declared and value not in rules:
-            raise InputError(f"{where}.{name}: {unknown('aggregator', value, rules)}")
+            raise InputError(f"{where}.{name}: {unknown('aggregator', value, sorted(rules))}")
         if Reference in declared and value["aggregator"] not in unattacked:
             raise InputError(
                 f"{where}.{name}.aggregator: {value['aggregator']!r} has no unattacked curve in the grid; "
-                f"give one that has ({', '.join(unattacked) or 'none has'})"
+                f"give one that has ({', '.join(sorted(unattacked)) or 'none has'})"
             )
 
 
