@@ -153,7 +153,8 @@ def replacing(path: Path | str) -> Iterator[Path]:
         finally:
             temporary.unlink(missing_ok=True)
     except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror or error}); free or unlock its folder") from None
+        reason = os.strerror(error.errno) if error.errno else error  # pyarrow's own words are long
+        raise InputError(f"{path}: cannot be written ({reason}); free or unlock its folder") from None
 
 
 def write_text(path: Path, text: str) -> None:
