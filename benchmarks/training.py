@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from benchmarks import measuring
 from benchmarks.byzfl_loop import Loop
-from krum.simulation.cell import make_cell
+from krum.simulation.parameters import make_cell
 from krum.simulation.run import simulate
 
 RUN = 200  # rounds

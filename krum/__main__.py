@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from krum.errors import InputError, located
 from krum.simulation import datasets, run
-from krum.simulation.cell import Cell
+from krum.simulation.parameters import Cell
 from krum.suite import claims as scorecards
 from krum.suite import experiment, figures, planning, probes, provenance, report, store
 from krum.suite import fidelity as fidelity_page

@@ -19,7 +19,7 @@ import yaml
 
 from krum.distributed.train import train
 from krum.errors import InputError
-from krum.simulation.cell import Cell, make_cell
+from krum.simulation.parameters import Cell, make_cell
 from krum.suite import store
 
 __all__ = ["main", "train"]

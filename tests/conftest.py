@@ -10,8 +10,8 @@ import torch
 from hypothesis import settings
 
 import krum  # noqa: F401  first of all, for what it sets before the first matrix product
-from krum.simulation.cell import Cell
 from krum.simulation.datasets import Samples
+from krum.simulation.parameters import Cell
 
 torch.set_num_threads(1)
 

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from krum.errors import InputError
-from krum.simulation.cell import FIELDS, PARAMETERS, Cell, make_cell
+from krum.simulation.parameters import FIELDS, PARAMETERS, Cell, make_cell
 from krum.suite import experiment, planning
 from krum.suite.experiment import EXPERIMENTS
 

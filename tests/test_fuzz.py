@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from krum.errors import InputError
 from krum.simulation import datasets
-from krum.simulation.cell import PARAMETERS, Cell
+from krum.simulation.parameters import PARAMETERS, Cell
 from krum.simulation.run import simulate
 from krum.suite import claims, experiment, store
 from krum.suite.experiment import EXPERIMENTS

@@ -12,8 +12,8 @@ import yaml
 
 from krum.errors import InputError
 from krum.simulation import datasets
-from krum.simulation.cell import make_cell
 from krum.simulation.gradients import subtract
+from krum.simulation.parameters import make_cell
 from krum.simulation.round import send, start
 from krum.suite import experiment, probes, theory
 

@@ -22,7 +22,7 @@ import krum.train
 from krum.distributed import communication, processes
 from krum.errors import InputError
 from krum.rules.aggregators import AGGREGATORS
-from krum.simulation.cell import make_cell
+from krum.simulation.parameters import make_cell
 from krum.simulation.run import simulate
 from krum.suite.probes import PROBES
 

@@ -13,8 +13,8 @@ from torch import Tensor
 from krum.distributed import sharded
 from krum.rules import aggregation
 from krum.simulation import datasets
-from krum.simulation.cell import Cell, make_cell
 from krum.simulation.draws import stream
+from krum.simulation.parameters import Cell, make_cell
 from krum.simulation.round import start
 
 DEVIATION = 200.0  # of the Gaussian attackers' coordinates

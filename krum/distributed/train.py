@@ -15,8 +15,8 @@ from torch import Tensor
 from krum.distributed import ddp
 from krum.errors import InputError
 from krum.simulation import datasets
-from krum.simulation.cell import Cell
 from krum.simulation.gradients import ExplicitGradients, subtract
+from krum.simulation.parameters import Cell
 from krum.simulation.recording import evaluate
 from krum.simulation.round import State, byzantine_vectors, start
 from krum.simulation.run import pick_device

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from krum.errors import InputError
 from krum.registry import lookup
-from krum.rules import distances, selection
+from krum.rules import distances, proven_choice
 from krum.rules import vectors as forms
 from krum.rules.aggregators import AGGREGATORS, Aggregator
 from krum.rules.distances import RowBlock
@@ -131,7 +131,7 @@ def _weights(rule: Aggregator, blocks: Sequence[RowBlock], f: int, options: dict
     """The weights `[n]` that a Gram rule gives to n vectors."""
     if rule.fixed_weights:
         return weigh(rule, distances.only_finiteness(blocks), f, options)
-    proven = selection.proven_weights(rule, blocks, f, options)
+    proven = proven_choice.proven_weights(rule, blocks, f, options)
     if proven is not None:
         return proven
     return weigh(rule, distances.of_blocks(blocks), f, options)

@@ -1,8 +1,8 @@
-"""All aggregation rules by name: those on distances in `gram_rules`, those by coordinate in `coordinate_rules`."""
+"""All aggregation rules by name."""
 
-from krum.rules import coordinate_rules, gram_rules
+from krum.rules import coordinate_rules, gram_rules, krum
 from krum.rules.registration import AGGREGATORS, Aggregator
 
-RULES = (gram_rules, coordinate_rules)  # the modules that register rules
+RULES = (krum, gram_rules, coordinate_rules)  # the modules that register rules
 
 __all__ = ["AGGREGATORS", "RULES", "Aggregator"]

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from krum.simulation import datasets, models
-from krum.simulation.cell import Cell
 from krum.simulation.datasets import Dataset, Samples
 from krum.simulation.deformations import deform
 from krum.simulation.models import Model, Parameters
+from krum.simulation.parameters import Cell
 
 ROUNDS_AT_ONCE = 50  # of mini-batches: small draws are slow one by one
 DEFORMED_AT_ONCE = 250  # images

@@ -19,7 +19,6 @@ from krum.rules.aggregators import AGGREGATORS, Aggregator
 from krum.simulation import draws, models
 from krum.simulation.adversary import Adversary, ByzantineVectors, Directed
 from krum.simulation.attacks import ATTACKS, Attack
-from krum.simulation.cell import Cell
 from krum.simulation.datasets import DATASETS, Dataset, Samples
 from krum.simulation.draws import Folds, MiniBatches
 from krum.simulation.full_gradient import estimated_gradient, full_gradient, wrong_model
@@ -31,6 +30,7 @@ from krum.simulation.gradients import (
     worker_gradients,
 )
 from krum.simulation.models import Model, Parameters
+from krum.simulation.parameters import Cell
 
 ROUNDING = 1e-4  # relative distance between scores that no rounding bridges
 FARTHEST = 1e12  # beyond it, squares in float32 come near their end

@@ -8,8 +8,8 @@ import torch
 
 from krum.errors import InputError
 from krum.simulation import datasets
-from krum.simulation.cell import Cell
 from krum.simulation.datasets import Samples
+from krum.simulation.parameters import Cell
 from krum.simulation.recording import COLUMNS, Recorder
 from krum.simulation.round import start, step
 

@@ -2,7 +2,7 @@
 
 An experiment's grid is a list of blocks. In a block every parameter takes a value or a list of values, and stands for
 the product of its lists. What a block leaves out comes from the experiment's own `parameters`, then from the defaults
-of `krum.simulation.cell.Cell`. A cell is one curve: one combination, with all its seeds.
+of `krum.simulation.parameters.Cell`. A cell is one curve: one combination, with all its seeds.
 """
 
 import itertools
@@ -18,7 +18,7 @@ import yaml
 
 from krum.errors import InputError, located, unknown
 from krum.registry import LARGEST, check_options, lookup
-from krum.simulation.cell import FIELDS, Cell, byzantine_count, checked, complete, frozen, make_cell
+from krum.simulation.parameters import FIELDS, Cell, byzantine_count, checked, complete, frozen, make_cell
 from krum.suite import figures, probes
 from krum.suite.probes import Probe
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from krum.simulation.cell import FIELDS, NAMED, OPTIONS, PARAMETERS, Cell
+from krum.simulation.parameters import FIELDS, NAMED, OPTIONS, PARAMETERS, Cell
 from krum.suite.experiment import Experiment, general_fidelity
 from krum.suite.probes import Probe
 from krum.suite.report import in_order

@@ -12,7 +12,7 @@ from typing import Any
 
 from krum.errors import InputError, located
 from krum.simulation import run
-from krum.simulation.cell import Cell
+from krum.simulation.parameters import Cell
 from krum.suite import claims, experiment, probes, provenance, store
 from krum.suite.claims import Claim
 from krum.suite.experiment import Experiment

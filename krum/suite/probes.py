@@ -28,8 +28,8 @@ from krum.registry import check_options, kebab, lookup
 from krum.rules import distances
 from krum.rules.aggregators import AGGREGATORS
 from krum.simulation import datasets
-from krum.simulation.cell import Options, checked, frozen, make_cell
 from krum.simulation.datasets import DATASETS
+from krum.simulation.parameters import Options, checked, frozen, make_cell
 from krum.simulation.round import descend, send, start, weigh
 from krum.simulation.run import one_thread, simulate
 from krum.suite.theory import eta

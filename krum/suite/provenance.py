@@ -16,9 +16,9 @@ from pathlib import Path
 
 from krum.rules.aggregators import AGGREGATORS
 from krum.simulation.attacks import ATTACKS
-from krum.simulation.cell import Cell
 from krum.simulation.datasets import DATASETS
 from krum.simulation.models import MODELS
+from krum.simulation.parameters import Cell
 from krum.suite.probes import PROBES, Probe
 
 PACKAGE = Path(__file__).resolve().parents[1]

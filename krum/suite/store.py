@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from krum.errors import InputError
 from krum.simulation import datasets
-from krum.simulation.cell import FIELDS, OPTIONS, Cell
+from krum.simulation.parameters import FIELDS, OPTIONS, Cell
 
 METADATA_KEY = b"krum"
 TRAINING = "training"  # the measurement of a row that is no probe's

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from krum.errors import InputError, unknown
 from krum.registry import kebab
-from krum.simulation.cell import Cell
+from krum.simulation.parameters import Cell
 from krum.suite.store import TRAINING
 
 COMMON_KEYS = ("kind", "note")  # of a `figure` entry of any kind

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from test_distances import from_differences, gradients
 
 import krum
-from krum.rules import aggregation, distances, selection
+from krum.rules import aggregation, distances, proven_choice
 from krum.rules.aggregators import AGGREGATORS
 
 SELECTION = [name for name, rule in AGGREGATORS.items() if rule.selects is not None]
@@ -18,7 +18,7 @@ def test_a_proven_choice_is_that_of_float64():
         squared = distances.squared_distances(vectors)
         for name in SELECTION:
             rule = AGGREGATORS[name]
-            proven, expected = selection.proven_weights(rule, [vectors], 2, {}), rule(squared, 2)
+            proven, expected = proven_choice.proven_weights(rule, [vectors], 2, {}), rule(squared, 2)
             assert proven is None or torch.equal(proven, expected), (kind, name)
             assert torch.equal(krum.aggregate(vectors, name, f=2), aggregation.combine(expected, vectors)), (kind, name)
             assert proven is not None or kind != "plain", "the usual case should be proven"
@@ -38,7 +38,7 @@ def test_vectors_that_hardly_differ_are_told_apart_or_left_to_float64(seed, expo
     drawn = honest + 10**exponent * rng.normal(size=(n, 1)) * rng.normal(size=5_000)
     drawn[rng.integers(n)] *= 1 + 10**exponent
     vectors, rule = torch.from_numpy(drawn.astype(np.float32)), AGGREGATORS[name]
-    proven = selection.proven_weights(rule, [vectors], f, {})
+    proven = proven_choice.proven_weights(rule, [vectors], f, {})
     if proven is not None:
         assert torch.equal(proven, rule(from_differences(vectors), f))
 
@@ -53,13 +53,13 @@ def test_few_vectors_that_float32_cannot_tell_apart_are_decided_in_float64():
     assert set(scores.argsort()[:2].tolist()) == {3, 6}
     low, high = (rule.scores(bound) for bound in distances.bounds_from_float32([vectors]))
     assert high[3] > low[6] and high[6] > low[3]
-    assert torch.equal(selection.proven_weights(rule, [vectors], 0, {}), rule(from_differences(vectors)))
+    assert torch.equal(proven_choice.proven_weights(rule, [vectors], 0, {}), rule(from_differences(vectors)))
 
 
 def test_ties_go_to_the_smallest_index_and_are_never_proven():
     vectors = gradients()["plain"]
     vectors[1:] = vectors[0].clone()
-    assert selection.proven_weights(AGGREGATORS["krum"], [vectors], 2, {}) is None
+    assert proven_choice.proven_weights(AGGREGATORS["krum"], [vectors], 2, {}) is None
     rng = np.random.default_rng(0)
     for twin in range(1, 11):
         vectors = torch.from_numpy(rng.normal(size=(11, 5_000)).astype(np.float32))
