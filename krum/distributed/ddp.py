@@ -73,6 +73,8 @@ def aggregate_(
 
     Arguments and errors as in `krum.aggregate`, with n the number of ranks; `previous` is the last aggregate `[d]`.
     """
+    if not isinstance(flat, Tensor):
+        raise InputError(f"flat: found {type(flat).__name__}; give a contiguous floating tensor [d]")
     if flat.ndim != 1 or not flat.is_contiguous() or not flat.is_floating_point():
         raise InputError(f"flat: found {tuple(flat.shape)} of {flat.dtype}; give a contiguous floating tensor [d]")
     checked(aggregator, _count_ranks(group), f, options)  # before anything is sent
