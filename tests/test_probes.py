@@ -147,7 +147,7 @@ def test_bad_probes_are_refused_in_one_line(tmp_path):
         ({"name": "resilience", "byzantine": 20}, "found 20 of 20 workers; give fewer"),
         ({"name": "resilience", "byzantine": -1}, "found -1; give a positive integer"),
         ({"name": "resilience", "dimension": "high"}, "found 'high'; give a positive integer"),
-        ({"name": "resilience", "dimension": []}, "found an empty list"),
+        ({"name": "resilience", "dimension": []}, "found []"),
         ({"name": "resilience", "dimension": 10**10}, "dimension: found 10,000,000,000; the vectors hold"),
         ({"name": "resilience", "seeds": 0}, "seeds: found 0; give an integer, at least 1"),
         ({"name": "plane", "distance": -1.0}, "found -1.0; give a positive number"),
