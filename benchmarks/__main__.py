@@ -1,6 +1,6 @@
 """Measure everything and write docs/performance.md.
 
-python -m benchmarks [--quick] [--repeat 7] [--threads 2] [--device auto]
+python -m benchmarks [--quick] [--repeat 7] [--threads 2] [--device cpu]
 """
 
 import argparse

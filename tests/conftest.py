@@ -11,7 +11,9 @@ from hypothesis import settings
 
 import krum  # noqa: F401  first of all, for what it sets before the first matrix product
 from krum.simulation.datasets import Samples
+from krum.simulation.gradients import flatten
 from krum.simulation.parameters import Cell
+from krum.simulation.round import start, step
 
 torch.set_num_threads(1)
 
@@ -104,3 +106,17 @@ def few_samples():
     rng = np.random.default_rng(0)
     features = rng.normal(size=(90, 57)).astype(np.float32)
     return Samples(features, (features[:, :5].sum(1) > 0).astype(np.int64))
+
+
+@pytest.fixture
+def assert_same_alone(few_samples):
+    """Whether, after one step in float64, seed 1 beside two others and seed 1 alone agree to 1e-9."""
+
+    def check(cell, case):
+        together = start(cell, few_samples, seeds=range(3), dtype=torch.float64)
+        alone = start(cell, few_samples, seeds=[1], dtype=torch.float64)
+        step(together), step(alone)
+        one, other = flatten(together.parameters)[1], flatten(alone.parameters)[0]
+        assert torch.allclose(one, other, rtol=1e-9, atol=1e-9, equal_nan=True), case
+
+    return check

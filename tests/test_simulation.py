@@ -25,7 +25,7 @@ def same(one, other, columns=COLUMNS):
     return all(np.array_equal(one[c], other[c], equal_nan=one[c].dtype.kind == "f") for c in columns)
 
 
-def test_a_seed_alone_and_in_a_batch_agree_over_one_step(make_cell, few_samples):
+def test_a_seed_alone_and_in_a_batch_agree_over_one_step(make_cell, assert_same_alone):
     """In float64 to 1e-9: what a seed draws does not depend on its neighbours, only its roundings may."""
     for aggregator in AGGREGATORS:
         for attack in ATTACKS:
@@ -33,11 +33,7 @@ def test_a_seed_alone_and_in_a_batch_agree_over_one_step(make_cell, few_samples)
                 continue  # its many choices tie but for rounding
             changes = {"byzantine": 2} if attack != "none" else {}
             cell = make_cell(aggregator=aggregator, attack=attack, declared_f=2, **changes)
-            together = start(cell, few_samples, seeds=range(3), dtype=torch.float64)
-            alone = start(cell, few_samples, seeds=[1], dtype=torch.float64)
-            step(together), step(alone)
-            one, other = flatten(together.parameters)[1], flatten(alone.parameters)[0]
-            assert torch.allclose(one, other, rtol=1e-9, atol=1e-9, equal_nan=True), (aggregator, attack)
+            assert_same_alone(cell, (aggregator, attack))
 
 
 def test_draws_do_not_depend_on_neighbours(make_cell, few_samples):

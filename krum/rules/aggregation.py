@@ -35,8 +35,8 @@ def aggregate(vectors: Any, aggregator: str = "krum", f: int | None = None, **op
 
     Returns:
         The aggregate: a row `[d]`, or what one element of the list is; of the same kind, dtype and device, in memory
-        of its own, detached from autograd. It is that of float64 arithmetic, whatever the dtype (`krum.selection`),
-        and beside the result no memory grows with d.
+        of its own, detached from autograd. It is that of float64 arithmetic, whatever the dtype (see
+        `krum.rules.proven_choice`), and beside the result no memory grows with d.
 
     Raises:
         TypeError: `vectors` holds what is not a floating-point tensor or array.
@@ -143,7 +143,7 @@ def weigh(rule: Aggregator, squared: Tensor, f: int, options: dict[str, Any]) ->
     if not bool(squared.isinf().any()):
         return rule(squared, f, **options)
     refuse_too_many(infinite, f)
-    if rule.sees == "distances" and bool(((squared.isinf() & ~infinite[None]).sum(-1) > f)[~infinite].all()):
+    if bool(((squared.isinf() & ~infinite[None]).sum(-1) > f)[~infinite].all()):
         raise InputError(
             f"vectors: none has more than {len(squared) - f - 2} others at a distance whose square is a "
             f"float64; scale them all down"

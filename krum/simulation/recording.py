@@ -18,13 +18,13 @@ COLUMNS = (
     "test_error",
     "test_loss",
     "byzantine_weight",
-    "diverged",
     "majority_error",
     "differs",
     "gradient_norm",
     "gradient_noise",
     "distance_to_target",
     "norm_ratio",
+    "diverged",
 )
 
 

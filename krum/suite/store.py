@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from krum.errors import InputError
-from krum.simulation import datasets
+from krum.simulation import datasets, recording
 from krum.simulation.parameters import FIELDS, OPTIONS, Cell
 
 METADATA_KEY = b"krum"
@@ -29,9 +29,8 @@ FIRST = (  # the columns that stand first
 TYPES: dict[Any, pa.DataType] = {int: pa.int64(), float: pa.float64(), bool: pa.bool_()}  # all others are texts
 COLUMNS = {
     **{name: TYPES.get(field.type, pa.string()) for name, field in FIELDS.items()},
+    **dict.fromkeys(recording.COLUMNS, pa.float64()),
     **dict.fromkeys(("seed", "round"), pa.int64()),
-    **dict.fromkeys(("test_error", "test_loss", "byzantine_weight", "majority_error", "differs"), pa.float64()),
-    **dict.fromkeys(("gradient_norm", "gradient_noise", "distance_to_target", "norm_ratio"), pa.float64()),
     **dict.fromkeys(("diverged", "outside_guarantee"), pa.bool_()),
     **dict.fromkeys(("cell", "measurement"), pa.string()),
 }
