@@ -68,28 +68,33 @@ def test_every_experiment_is_drawn_whole_and_without_warnings():
         for axes in panels:
             assert axes.get_title() and axes.get_xlabel(), name
             assert len(set(legend(axes))) == len(legend(axes)), (name, legend(axes))
-        rules = {cell.aggregator if cell.workers > 1 else "one machine alone" for cell in spec.cells}
+        rules = {style.name(cell.aggregator) if cell.workers > 1 else "one machine alone" for cell in spec.cells}
         if spec.figure["kind"] not in ("resilience", "choices"):  # which are about one rule
             assert all(any(text.startswith(rule) for text in shown) for rule in rules), name
 
 
 def test_figures_have_the_papers_panels_and_say_what_lies_outside_its_theorem():
     figure = draw(SPECS["figure4"], rows_of(SPECS["figure4"], seeds=3))
-    shares = ("0 % Byzantine", "33 % Byzantine (6 of 20, gaussian)")
+    shares = ("0 % Byzantine", "33 % Byzantine (6 of 20 Gaussian)")
     assert [axes.get_title() for axes in figure.axes] == [
         f"{d}, {share}" for d in ("Spambase", "MNIST") for share in shares
     ]
-    assert legend(figure.axes[0]) == ["average", "krum"]
-    assert legend(figure.axes[1]) == ["average (1 of 3 seeds diverged)", "krum (outside its guarantee)"]
+    assert legend(figure.axes[0]) == ["averaging", "Krum"]
+    assert legend(figure.axes[1]) == ["averaging (1 of 3 seeds diverged)", "Krum (outside its guarantee)"]
     assert "20 workers, batch 3" in figure.get_supxlabel() and "3 seeds" in figure.get_supxlabel()
     rows = rows_of(SPECS["figure5"]).assign(outside_guarantee=lambda rows: rows["workers"] == 20)
-    for name in legend(draw(SPECS["figure5"], rows).axes[0]):
-        assert ("outside 2f + 2 < n" in name) == ("n = 20" in name)
+    assert legend(draw(SPECS["figure5"], rows).axes[0]) == [
+        "Krum (no attack, n = 20, f = 9, outside its guarantee)",
+        "averaging (no attack, n = 20, outside its guarantee)",
+        "Krum (9 of 20 omniscient, n = 20, f = 9, outside its guarantee)",
+        "averaging (9 of 20 omniscient, samples = 300, n = 20, outside its guarantee)",
+        "Krum (18 of 40 omniscient, n = 40, f = 18)",
+    ]
 
 
 def test_figure6_sets_averaging_without_attack_beside_the_attacked():
     unattacked, attacked, *_ = figure_of("figure6").axes
-    assert legend(attacked)[-1] == "average, 0 % Byzantine"
+    assert legend(attacked)[-1] == "averaging, no attack"
     curve, reference = unattacked.lines[0], attacked.lines[-1]
     assert np.array_equal(curve.get_ydata(), reference.get_ydata())
     assert reference.get_zorder() > attacked.lines[0].get_zorder(), "on top of what it is compared with"
@@ -105,7 +110,9 @@ def test_an_aggregator_has_the_same_style_of_its_own_everywhere():
         for axes in figure_of(name).axes:
             for line in axes.lines:
                 rule = line.get_label().split(",")[0].split(" (")[0]
-                assert line.get_color() == style.STYLES[rule][0]
+                assert line.get_color() in [
+                    colour for name, (colour, _) in style.STYLES.items() if style.name(name) == rule
+                ]
 
 
 def test_whatever_is_swept_gives_curves_with_labels_of_their_own(tmp_path):
@@ -146,7 +153,7 @@ def test_a_sweep_says_from_which_x_on_a_rule_is_better():
     rows["test_error"] = (rise - level + 0.5).where(averaged, 0.5 + 0.01 * (rows["aggregator"] == "multi-krum"))
     place = f"{np.sqrt(rates[3] * rates[4]):.2g}"
     for axes in draw(spec, rows).axes:
-        assert any(f"better than average from {place} [{place}, {place}] on" in name for name in legend(axes))
+        assert any(f"better than averaging from {place} [{place}, {place}] on" in name for name in legend(axes))
 
 
 def test_one_machine_is_a_level_beside_every_sweep():

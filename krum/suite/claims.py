@@ -23,7 +23,7 @@ import pandas as pd
 from krum.errors import InputError, unknown
 from krum.suite import experiment, probes, statistics, store, theory
 from krum.suite.experiment import Experiment
-from krum.suite.figures.style import DATASET_TITLES
+from krum.suite.figures.style import NAMES
 
 CLAIMS = experiment.EXPERIMENTS / "claims.yaml"
 WORST_FIRST = ("fails", "undecided", "holds")
@@ -112,7 +112,7 @@ def _claims_of(entry: Mapping[str, Any], where: str) -> Iterator[Claim]:
         chosen = dict(zip(each, values, strict=True))
         words = {key: str(value) for key, value in chosen.items()}
         for key, value in chosen.items():
-            titles = each[key] if isinstance(each[key], Mapping) else DATASET_TITLES
+            titles = each[key] if isinstance(each[key], Mapping) else NAMES
             words[key.capitalize()] = titles.get(value, str(value))
         quantity = {"of": {}, "minus_at": entry["quantity"].get("at", "last"), **entry["quantity"]}
         quantity |= {side: {**chosen, **quantity[side]} for side in ("of", "minus", "over") if side in quantity}

@@ -1,8 +1,8 @@
-"""Words from rows: numbers, what ran, who attacks, and what tells the curves of a panel apart."""
+"""Words from rows: numbers, what ran, who attacks, and what tells the lines of a panel apart."""
 
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Collection
 from typing import Any
 
 import pandas as pd
@@ -12,30 +12,21 @@ from krum.suite.figures import style
 
 ROUNDING = 1e-12  # what floating-point sums leave of zero
 STRENGTHS = ("scale", "length", "epsilon", "factor", "deviations", "standard_deviation")  # options of attacks
-DISTINCTIONS = (  # what a curve's label mentions where the curves of its panel differ in it
-    "workers", "declared_f", "batch_size", "learning_rate", "model", "rounds", "seeds", "folds", "evaluate_every",
-)  # fmt: skip
-LENGTHS = ("rounds", "seeds", "evaluate_every")  # among them, what an axis of samples shows anyway
-SETTINGS = (  # what tells the lines of a sweep apart beside the rule
-    "attack", "byzantine", "workers", "declared_f", "batch_size", "learning_rate", "fault_rate", "worker_momentum",
-    "aggregator_options", "attack_options", "rounds",
-)  # fmt: skip
-SHORT_NAMES = {
-    "workers": "n =",
-    "declared_f": "f =",
-    "batch_size": "batch",
-    "learning_rate": "learning rate",
-    "byzantine": "Byzantine",
-    "fault_rate": "fault rate",
-    "worker_momentum": "momentum",
-    "evaluate_every": "evaluated every",
-}
-# What stands above a panel, by the column that panels differ in; else the value, and a number's axis label.
-PANEL_TITLES = {
-    "learning_rate": "learning rate {:g}",
+ATTACKERS = ("attack", "byzantine", "fault_rate")
+RECORDING = ("evaluate_every", "seeds", "folds")  # change no run, only what is seen of it
+# What a label or a title says of a column in which lines or panels differ.
+WORDS = {
+    "model": "{}",
+    "workers": "n = {}",
+    "declared_f": "f = {}",
     "batch_size": "batch {}",
-    "points": "{:,} distinct points",
-    "worker_momentum": "worker momentum {:g}",
+    "learning_rate": "learning rate {}",
+    "worker_momentum": "worker momentum {}",
+    "points": "{} distinct points",
+    "rounds": "{} rounds",
+    "seeds": "{} seeds",
+    "folds": "{} folds",
+    "evaluate_every": "evaluated every {} rounds",
 }
 
 
@@ -60,7 +51,7 @@ def setting(rows: pd.DataFrame) -> str:
         columns = ("workers", "batch_size", "learning_rate", "declared_f")
         values = {name: ", ".join(f"{value:g}" for value in sorted(training[name].unique())) for name in columns}
         pairs = training[["dataset", "model"]].drop_duplicates().itertuples(index=False)
-        models = ", ".join(f"{style.dataset_title(pair.dataset)} {pair.model}" for pair in pairs)
+        models = ", ".join(f"{style.name(pair.dataset)} {pair.model}" for pair in pairs)
         lines.append(
             f"{values['workers']} workers, batch {values['batch_size']}, learning rate {values['learning_rate']}, "
             f"declared f = {values['declared_f']}; {models}"
@@ -91,53 +82,59 @@ def with_occurrence(rows: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def attackers(row: Any) -> str:
-    """ "none", "45 % omniscient", or "bit-flip at rate 0.01"."""
-    if row.fault_rate:
-        return f"{row.attack} at rate {row.fault_rate:g}"
-    return f"{row.byzantine_fraction * 100:.0f} % {row.attack}" if row.byzantine else "none"
-
-
-def byzantine_share(rows: pd.DataFrame) -> str:
-    """ "0 % Byzantine", or "33 % Byzantine (6 of 20, gaussian)", of rows that agree in it."""
-    if not len(rows):
-        return "not run"
-    first = rows.iloc[0]
-    count = f" ({first['byzantine']} of {first['workers']}, {first['attack']})" if first["byzantine"] else ""
-    return f"{first['byzantine_fraction'] * 100:.0f} % Byzantine{count}"
-
-
 def single_machine(row: Any) -> str:
     """What a cell of one worker is called beside those of many."""
     return f"one machine alone, {row.batch_size} a step"
 
 
-def curve(cell: pd.DataFrame, panel: pd.DataFrame, attacks: bool = False, lengths: bool = True) -> str:
-    """The rule of a cell, and what tells it from the other cells of its panel.
+def line(rows: pd.DataFrame, panel: pd.DataFrame, elsewhere: Collection[str] = ()) -> str:
+    """The rule of some rows, and what tells them from the other lines of their panel, as "Krum (n = 40, f = 18)".
 
-    attacks: whether the label says who attacks; lengths: whether it says for how long the cells run.
+    elsewhere: the columns that an axis or a title shows, so that the label need not.
     """
-    first = cell.iloc[0]
-    if first["workers"] == 1 and panel["workers"].nunique() > 1:
+    first = rows.iloc[0]
+    if first["workers"] == 1 and panel["workers"].nunique() > 1 and "workers" not in elsewhere:
         return f"{single_machine(first)}, {first['rounds']:,} rounds"
     panel = panel[(panel["workers"] > 1) == (first["workers"] > 1)]
-    notes = [attackers(first)] if attacks else []
-    notes += options(first["aggregator_options"])
-    for column in DISTINCTIONS:
-        if panel[column].nunique() > 1 and (lengths or column not in LENGTHS):
-            notes.append(note(column, first[column]))
-    if panel.loc[panel["attack"] == first["attack"], "attack_options"].nunique() > 1:
-        notes += options(first["attack_options"])
-    if first["outside_guarantee"]:
+    differing = [column for column in (*ATTACKERS, *WORDS) if column not in elsewhere and panel[column].nunique() > 1]
+    notes = options(first["aggregator_options"])
+    is_attacked = bool(first["byzantine"] or first["fault_rate"])
+    if not set(differing).isdisjoint(ATTACKERS) or (is_attacked and "attack" not in elsewhere):
+        notes.append(_attackers(first, elsewhere))
+    if "attack_options" not in elsewhere:
+        others = [options(text) for text in panel.loc[panel["attack"] == first["attack"], "attack_options"].unique()]
+        notes += [one for one in options(first["attack_options"]) if not all(one in other for other in others)]
+    notes += [_words(column, first[column]) for column in differing if column in WORDS and pd.notna(first[column])]
+    if rows["outside_guarantee"].all():
         notes.append("outside its guarantee")
-    if cell["diverged"].any():
-        notes.append(f"{cell[cell['diverged']]['seed'].nunique()} of {cell['seed'].nunique()} seeds diverged")
-    return with_notes(first["aggregator"], notes)
+    if rows["cell"].nunique() == 1 and rows["diverged"].any():
+        notes.append(f"{rows[rows['diverged']]['seed'].nunique()} of {rows['seed'].nunique()} seeds diverged")
+    rule = style.name(first["aggregator"])
+    return f"{rule} ({', '.join(notes)})" if notes else rule
 
 
-def options(text: str, without: Iterable[str] = ()) -> list[str]:
+def _attackers(row: pd.Series, elsewhere: Collection[str] = ()) -> str:
+    """ "no attack", "6 of 20 Gaussian", or "bit flip at rate 0.01"."""
+    if not row["byzantine"] and not row["fault_rate"]:
+        return style.name("none")
+    words = []
+    if row["byzantine"] and "byzantine" not in elsewhere:
+        words.append(f"{row['byzantine']}" if "workers" in elsewhere else f"{row['byzantine']} of {row['workers']}")
+    words.append("Byzantine" if "attack" in elsewhere else style.name(row["attack"]))
+    if row["fault_rate"] and "fault_rate" not in elsewhere:
+        words.append(f"at rate {row['fault_rate']:g}")
+    return " ".join(words)
+
+
+def _words(column: str, value: Any) -> str:
+    if isinstance(value, str):
+        return WORDS[column].format(value)
+    return WORDS[column].format(f"{value:,}" if float(value).is_integer() and value >= 1 else f"{value:g}")
+
+
+def options(text: str) -> list[str]:
     """ "m = 5" for each of the options that a row holds as JSON text."""
-    return [f"{name} = {value}" for name, value in json.loads(text).items() if name not in without]
+    return [f"{name} = {value}" for name, value in json.loads(text).items()]
 
 
 def strength(attack_options: str) -> float:
@@ -146,26 +143,17 @@ def strength(attack_options: str) -> float:
     return next((float(values[name]) for name in STRENGTHS if name in values), math.nan)
 
 
-def note(column: str, value: Any) -> str:
-    """What a row has of its own in a column, in a word or two."""
-    if column in ("aggregator_options", "attack_options"):
-        return ", ".join(options(value, without=STRENGTHS))
-    if column == "attack":
-        return "" if value == "none" else value
-    text = value if isinstance(value, str) else f"{value:g}"
-    return f"{SHORT_NAMES.get(column, column)} {text}"
-
-
-def with_notes(name: str, notes: Iterable[str]) -> str:
-    """ "krum (n = 40, f = 18)"."""
-    notes = [one for one in notes if one]
-    return f"{name} ({', '.join(notes)})" if notes else name
-
-
-def panel(dataset: str, column: str, value: Any) -> str:
-    """What stands above a panel of a data set and a value of the column that panels differ in."""
-    title = style.dataset_title(dataset)
+def panel(rows: pd.DataFrame, column: str) -> str:
+    """What stands above a panel: its data set, and its value of the column that panels differ in."""
+    first = rows.iloc[0]
+    title, value = style.name(first["dataset"]), first[column]
     if column == "dataset":
         return title
-    usual = "{}" if isinstance(value, str) else f"{{:g}} {style.AXIS_LABELS.get(column, column)}"
-    return f"{title}, {PANEL_TITLES.get(column, usual).format(value)}"
+    if column == "attack" and rows["byzantine_fraction"].nunique() == 1 and not rows["fault_rate"].any():
+        attackers = f" ({_attackers(first)})" if first["byzantine"] else ""
+        return f"{title}, {first['byzantine_fraction'] * 100:.0f} % Byzantine{attackers}"
+    if column in WORDS:
+        return f"{title}, {_words(column, value)}"
+    if isinstance(value, str):
+        return f"{title}, {style.name(value)}"
+    return f"{title}, {style.AXIS_LABELS.get(column, column)} {value:g}"

@@ -47,16 +47,16 @@ def _plot_times(axes: Axes, timing: pd.DataFrame, x: str, symbol: str, by: str, 
     ideal = last.iloc[-1] * (last.index.to_numpy(float) / last.index[-1]) ** power
     formula = f"${symbol}^{power}$" if power > 1 else f"${symbol}$"
     axes.plot(last.index, ideal, color=style.GREY, linestyle=":", label=f"proportional to {formula}")
-    parts.log_axis(axes, sorted(timing[x].unique()), style.AXIS_LABELS[x])
+    parts.swept_axis(axes, timing[x])
     axes.set_yscale("log")
-    axes.set_ylabel("seconds, one thread")
-    parts.finish_panel(axes, f"over {symbol} (exponent from {FITTED_FROM[x]:,} on)", bottom=None)
+    title = f"over {symbol} (exponent from {FITTED_FROM[x]:,} on)"
+    parts.finish_panel(axes, title, style.AXIS_LABELS[x], "seconds, one thread", bottom=None)
 
 
 @figure_kind
 def choices(choices: pd.DataFrame) -> Figure:
     """Whom a rule chooses: by length and by distance from the mean (down), by data set and number of attackers."""
-    heads = parts.distinct(choices, ["dataset", "byzantine"])
+    heads = list(choices.groupby(["dataset", "byzantine"], sort=False).groups)
     orders = {
         "length": "rank by length, the shortest first",
         "distance": "rank by distance from the mean, nearest first",
@@ -67,10 +67,8 @@ def choices(choices: pd.DataFrame) -> Figure:
         for axes, (dataset, byzantine) in zip(panels, heads, strict=True):
             is_shown = (choices["dataset"] == dataset) & (choices["byzantine"] == byzantine)
             _plot_ranks(axes, choices[is_shown & (choices["order"] == order)])
-            axes.set_xlabel(label)
-            axes.set_ylabel("share of the honest choices")
-            attack = f"{byzantine} Gaussian attackers" if byzantine else "nobody attacks"
-            parts.finish_panel(axes, f"{style.dataset_title(dataset)}, {attack}")
+            attack = f"{byzantine} Gaussian attackers" if byzantine else style.name("none")
+            parts.finish_panel(axes, f"{style.name(dataset)}, {attack}", label, "share of the honest choices")
     highest = choices.groupby(["order", "dataset", "byzantine", "batch_size", "rank"])["share"].mean().max()
     grid[0, 0].set_ylim(0, 1.08 * highest)
     return figure
@@ -111,8 +109,9 @@ def _plot_seconds(axes: Axes, exchange: pd.DataFrame) -> None:
         for method, (name, colour, _) in EXCHANGES.items():
             points = statistics.curve(rows[rows["method"] == method], "seconds", "dimension")
             parts.plot_band(axes, points, f"{name}, N = {ranks}", colour, **line)
-    axes.set(xscale="log", yscale="log", xlabel="parameters d", ylabel="seconds a round, slowest process")
-    parts.finish_panel(axes, "Time with N gloo processes on one machine", bottom=None)
+    axes.set(xscale="log", yscale="log")
+    title = "Time with N gloo processes on one machine"
+    parts.finish_panel(axes, title, "parameters d", "seconds a round, slowest process", bottom=None)
 
 
 def _plot_bytes(axes: Axes, exchange: pd.DataFrame) -> None:
@@ -126,8 +125,9 @@ def _plot_bytes(axes: Axes, exchange: pd.DataFrame) -> None:
         points = scaled.groupby(counted["ranks"]).median()
         axes.plot(points.index, points, color=colour, marker="o", linestyle="", markerfacecolor="white",
                   label=f"{name}, counted")  # fmt: skip
-    axes.set(xscale="log", yscale="log", xlabel="processes N", ylabel="gigabytes sent by each process")
-    parts.finish_panel(axes, "Bytes of a round, $10^{11}$ parameters in float32", bottom=None)
+    axes.set(xscale="log", yscale="log")
+    title = "Bytes of a round, $10^{11}$ parameters in float32"
+    parts.finish_panel(axes, title, "processes N", "gigabytes sent by each process", bottom=None)
 
 
 def _plot_split_training(axes: Axes, split: pd.DataFrame) -> None:
@@ -142,5 +142,4 @@ def _plot_split_training(axes: Axes, split: pd.DataFrame) -> None:
         parts.plot_band(axes, points, f"{label}: same choice in {agreed:.0%}", EXCHANGES[method][1])
     whole = statistics.curve(split[split["slices"] == "together"], "whole_error", "round")["mean"]
     axes.plot(whole.index, whole, color=style.GREY, linestyle=(0, (2, 3)), linewidth=2, label="not split")
-    axes.set(xlabel="round", ylabel="cross-validation error")
     parts.finish_panel(axes, "Krum under attack, neurons split over two processes")

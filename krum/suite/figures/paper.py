@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from krum.suite import statistics, theory
-from krum.suite.figures import labels, parts, style
+from krum.suite.figures import parts, style
 from krum.suite.figures.registry import figure_kind
 
 
@@ -46,29 +46,27 @@ def _plot_plane(axes: Axes, vectors: pd.DataFrame) -> None:
         chosen = vectors[vectors[f"chosen_by_{rule.replace('-', '_')}"].astype(bool)]
         colour, _ = style.of_rule(rule)
         square: dict[str, Any] = {"marker": "s", "facecolors": "none", "edgecolors": colour, "linewidths": 2}
-        axes.scatter(chosen["x"], chosen["y"], s=330, label=f"chosen by {rule}", **square)
+        axes.scatter(chosen["x"], chosen["y"], s=330, label=f"chosen by {style.name(rule)}", **square)
     shown = np.vstack([honest, start, tip])
     centre, reach = (shown.max(0) + shown.min(0)) / 2, (shown.max(0) - shown.min(0)).max() / 2 + 0.9
     axes.set(xlim=(centre[0] - reach, centre[0] + reach), ylim=(centre[1] - reach, centre[1] + reach), aspect="equal")
-    axes.set(xlabel="first coordinate", ylabel="second coordinate")
-    parts.finish_panel(axes, "In the plane (first of the draws)", bottom=None)
+    parts.finish_panel(axes, "In the plane (first of the draws)", "first coordinate", "second coordinate", bottom=None)
     axes.legend(fontsize=8, frameon=False, loc="center right", bbox_to_anchor=(1.0, 0.6), markerscale=0.55)
 
 
 @figure_kind
 def resilience(training: pd.DataFrame, resilience: pd.DataFrame) -> Figure:
     """Proposition 1's bound beside what is measured, and its condition along training runs."""
-    dimensions, datasets = sorted(resilience["dimension"].unique()), list(training["dataset"].drop_duplicates())
-    width = max(len(dimensions), len(datasets))
+    dimensions, datasets = sorted(resilience["dimension"].unique()), training["dataset"].nunique()
+    width = max(len(dimensions), datasets)
     figure = Figure(figsize=(6.4 * width, 9.6), layout="constrained")
     above, below = figure.subplots(2, width, squeeze=False)
     for axes, dimension in zip(above, dimensions, strict=False):
         _plot_bound(axes, resilience[resilience["dimension"] == dimension])
     training = training.assign(condition=theory.condition(training))
-    for axes, dataset in zip(below, datasets, strict=False):
-        _plot_condition(axes, training[training["dataset"] == dataset])
-        parts.finish_panel(axes, f"The condition along training, {style.dataset_title(dataset)}", bottom=None)
-    parts.hide((*above[len(dimensions) :], *below[len(datasets) :]))
+    for axes, (dataset, panel) in zip(below, parts.panels(training, "dataset"), strict=False):
+        _plot_condition(axes, panel, f"The condition along training, {dataset}")
+    parts.hide((*above[len(dimensions) :], *below[datasets:]))
     return figure
 
 
@@ -84,9 +82,10 @@ def _plot_bound(axes: Axes, measured: pd.DataFrame) -> None:
     axes.plot([], [], color=style.GREY, linestyle=":", linewidth=1.8, label=r"bound $1 - \sin\alpha$, where it exists")
     axes.axhline(0, color=style.GREY, linewidth=0.8)
     axes.set_xscale("log")
-    axes.set_xlabel(r"noise $\sqrt{d}\,\sigma / \|g\|$ of an honest gradient")
-    axes.set_ylabel(r"$\langle E\,\mathrm{Krum}, g\rangle / \|g\|^2$, worst attack")
-    parts.finish_panel(axes, f"n = {workers}, d = {measured['dimension'].iloc[0]}", bottom=None)
+    noise_label = r"noise $\sqrt{d}\,\sigma / \|g\|$ of an honest gradient"
+    product_label = r"$\langle E\,\mathrm{Krum}, g\rangle / \|g\|^2$, worst attack"
+    title = f"n = {workers}, d = {measured['dimension'].iloc[0]}"
+    parts.finish_panel(axes, title, noise_label, product_label, bottom=None)
 
 
 def _worst_attack(rows: pd.DataFrame) -> pd.DataFrame:
@@ -96,20 +95,14 @@ def _worst_attack(rows: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame({noise: by_attack[name].loc[noise] for noise, name in worst.items()}).T
 
 
-def _plot_condition(axes: Axes, training: pd.DataFrame) -> None:
-    """`eta sqrt(d) sigma / ||g||` against rounds; the larger the batch, the wider the line."""
-    widths = {size: 0.8 + 0.7 * rank for rank, size in enumerate(sorted(training["batch_size"].unique()))}
-    for _, cell in training.groupby("cell", sort=False):
-        first, label = cell.iloc[0], labels.curve(cell, training, attacks=True)
-        line = {"linestyle": style.of_attack(first["attack"]), "linewidth": widths[first["batch_size"]]}
-        parts.plot_cell(axes, cell[np.isfinite(cell["condition"])], label, "condition", **line)
+def _plot_condition(axes: Axes, training: pd.DataFrame, title: str) -> None:
+    """`eta sqrt(d) sigma / ||g||` against rounds."""
+    parts.plot_curves(axes, training[np.isfinite(training["condition"])], quantity="condition")
     axes.axhline(1, color=style.GREY, linewidth=1.2)
     axes.annotate("Proposition 1 holds below this line", (0.02, 1), (0, -11), xycoords=("axes fraction", "data"),
                   textcoords="offset points", fontsize=8)  # fmt: skip
     axes.set_yscale("log")
-    axes.set_ylim(bottom=0.5)
-    axes.set_xlabel("round")
-    axes.set_ylabel(r"$\eta(n, f) \sqrt{d}\,\sigma / \|g\|$")
+    parts.finish_panel(axes, title, y=r"$\eta(n, f) \sqrt{d}\,\sigma / \|g\|$", bottom=0.5)
 
 
 @figure_kind
@@ -118,12 +111,12 @@ def steering(training: pd.DataFrame, steering: pd.DataFrame) -> Figure:
     datasets = training["dataset"].nunique()
     figure = Figure(figsize=(5.0 * (1 + datasets), 5.0), layout="constrained")
     left, *others = figure.subplots(1, 1 + datasets)
-    for aggregator, rows in steering.groupby("aggregator", sort=False):
-        parts.plot_rule(left, statistics.curve(rows, "distance", "dimension"), str(aggregator), str(aggregator))
-    parts.log_axis(left, sorted(steering["dimension"].unique()), style.AXIS_LABELS["dimension"])
+    for rule, rows in steering.groupby("aggregator", sort=False):
+        parts.plot_rule(left, statistics.curve(rows, "distance", "dimension"), rule, style.name(rule))
+    parts.swept_axis(left, steering["dimension"])
     left.set_yscale("log")
-    left.set_ylabel(r"$\|F - U\| / \|U\|$: distance from the attacker's vector")
-    parts.finish_panel(left, "Any vector U (float32)", bottom=None)
+    distance = r"$\|F - U\| / \|U\|$: distance from the attacker's vector"
+    parts.finish_panel(left, "Any vector U (float32)", style.AXIS_LABELS["dimension"], distance, bottom=None)
     parts.plot_training(others, training, "Any model: {}")
     for axes in others:
         axes.set_ylim(top=1.02)

@@ -1,23 +1,25 @@
 """What figures are made of: lines with bands, axes, panels."""
 
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any
 
 import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.ticker import LogLocator, NullFormatter, NullLocator, ScalarFormatter
+from matplotlib.ticker import LogLocator, NullFormatter, NullLocator
 
 from krum.suite import statistics
 from krum.suite.figures import labels, style
 
+ERROR = "cross-validation error"
 LONG_LEGEND = 4  # entries; a longer one stands below its panel
 
 
-def distinct(rows: pd.DataFrame, columns: list[str]) -> list[tuple[Any, ...]]:
-    """The combinations of some columns' values, as they come."""
-    return list(rows[columns].drop_duplicates().itertuples(index=False, name=None))
+def panels(rows: pd.DataFrame, columns: str) -> list[tuple[str, pd.DataFrame]]:
+    """Title and rows of the panel of each data set and value of a column, as they come."""
+    return [(labels.panel(panel, columns), panel) for _, panel in rows.groupby(["dataset", columns], sort=False)]
 
 
 def plot_band(axes: Axes, points: pd.DataFrame, label: str, color: Any, **line: Any) -> None:
@@ -27,16 +29,36 @@ def plot_band(axes: Axes, points: pd.DataFrame, label: str, color: Any, **line: 
 
 
 def plot_rule(axes: Axes, points: pd.DataFrame, rule: str, label: str, hollow: bool = False, **line: Any) -> None:
-    """Points of `statistics.curve` in a rule's colour, with its marker."""
+    """Points of `statistics.curve` in a rule's colour, with its marker at about ten of them."""
     colour, marker = style.of_rule(rule)
     look = {"marker": marker, "markersize": 5, "markerfacecolor": "white" if hollow else colour, "linewidth": 1.4}
-    plot_band(axes, points, label, colour, **{**look, **line})
+    plot_band(axes, points, label, colour, markevery=max(1, len(points) // 10), **look, **line)
 
 
-def plot_cell(axes: Axes, cell: pd.DataFrame, label: str, quantity: str = "test_error", **line: Any) -> None:
-    """A cell's quantity against rounds, in its rule's colour; `line` as for `plot_rule`."""
-    points = statistics.curve(cell, quantity)
-    plot_rule(axes, points, cell["aggregator"].iloc[0], label, markevery=max(1, len(points) // 10), **line)
+def lines(
+    panel: pd.DataFrame, by: str | Sequence[str], elsewhere: Collection[str] = ()
+) -> Iterator[tuple[pd.DataFrame, str, dict[str, Any]]]:
+    """Rows, label and look of each line of a panel; a line for each combination of values of the columns `by`.
+
+    Colours and markers tell rules apart, and lines attacks, unless those show `elsewhere` (as for `labels.line`). What
+    else differs shows in hollow markers and other lines.
+    """
+    drawn: Counter[tuple[str, str]] = Counter()
+    for _, rows in panel.groupby(by, sort=False, dropna=False):
+        first = rows.iloc[0]
+        alike = first["aggregator"], first["attack"]
+        rank = drawn[alike]
+        drawn[alike] += 1
+        linestyle = style.REPEATED_LINES[rank % len(style.REPEATED_LINES)]
+        if "attack" not in elsewhere and first["workers"] > 1 and rank < 2:
+            linestyle = style.ATTACK_LINES.get(first["attack"], style.OTHER_ATTACK_LINE)
+        yield rows, labels.line(rows, panel, elsewhere), {"linestyle": linestyle, "hollow": rank > 0}
+
+
+def plot_curves(axes: Axes, panel: pd.DataFrame, elsewhere: Collection[str] = (), quantity: str = "test_error") -> None:
+    """A quantity against rounds, a line for each cell."""
+    for rows, label, look in lines(panel, "cell", elsewhere):
+        plot_rule(axes, statistics.curve(rows, quantity), rows["aggregator"].iloc[0], label, **look)
 
 
 def plot_single_machines(axes: Axes, cells: pd.DataFrame, quantity: str) -> None:
@@ -49,15 +71,11 @@ def plot_single_machines(axes: Axes, cells: pd.DataFrame, quantity: str) -> None
             axes.axhspan(low, high, color=style.GREY, alpha=0.1, linewidth=0)
 
 
-def plot_training(panels: Sequence[Axes], training: pd.DataFrame, title: str) -> None:
-    """Error against rounds, a panel for each data set, rules by colour and attacks by line."""
-    for axes, (dataset, panel) in zip(panels, training.groupby("dataset", sort=False), strict=True):
-        for _, cell in panel.groupby("cell", sort=False):
-            linestyle = style.of_attack(cell["attack"].iloc[0])
-            plot_cell(axes, cell, labels.curve(cell, panel, attacks=True), linestyle=linestyle)
-        axes.set_xlabel("round")
-        axes.set_ylabel("cross-validation error")
-        finish_panel(axes, title.format(style.dataset_title(str(dataset))))
+def plot_training(grid: Sequence[Axes], training: pd.DataFrame, title: str) -> None:
+    """Error against rounds, a panel for each data set."""
+    for axes, (dataset, panel) in zip(grid, panels(training, "dataset"), strict=True):
+        plot_curves(axes, panel)
+        finish_panel(axes, title.format(dataset))
 
 
 def shades(count: int, darkest: float = 0.85) -> Iterable[Any]:
@@ -65,31 +83,22 @@ def shades(count: int, darkest: float = 0.85) -> Iterable[Any]:
     return matplotlib.colormaps["viridis"](np.linspace(0, darkest, count))
 
 
-def log_axis(axes: Axes, ticks: Sequence[float], label: str) -> None:
-    """A logarithmic horizontal axis, with ticks at the values where they are few powers of ten apart or large."""
-    axes.set_xscale("log")
-    is_narrow = max(ticks) < 10_000 * min(ticks)
-    if is_narrow or max(ticks) >= 10_000:
-        axes.set_xticks(ticks)
-    if is_narrow:
-        axes.xaxis.set_minor_locator(NullLocator())
-    if max(ticks) < 10_000 and min(ticks) > 0.001:
-        axes.xaxis.set_major_formatter(ScalarFormatter())
-    axes.set_xlabel(label)
-
-
-def swept_axis(axes: Axes, ticks: Sequence[Any], label: str) -> None:
-    """Logarithmic where numbers span more than a factor of ten, with a place for zero if it is among them."""
-    axes.set_xlabel(label)
-    if isinstance(ticks[0], str):
+def swept_axis(axes: Axes, values: Collection[Any]) -> None:
+    """The axis of what is swept: logarithmic where it spans more than a factor of ten, with a place for zero."""
+    if any(isinstance(value, str) for value in values):
         axes.tick_params(axis="x", rotation=30)
-    elif max(ticks) <= 10 * max(1, min(ticks)) and all(float(tick).is_integer() for tick in ticks):
+        return
+    ticks = sorted(set(values))
+    lowest, highest = ticks[0], ticks[-1]
+    if highest <= 10 * max(1, lowest) and all(float(tick).is_integer() for tick in ticks):
         axes.set_xticks(ticks)
-    elif min(ticks) > 0:
-        log_axis(axes, ticks, label)
     else:
-        axes.set_xscale("symlog", linthresh=min(tick for tick in ticks if tick > 0), linscale=0.6)
-        axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        if lowest > 0:
+            axes.set_xscale("log")
+        else:
+            axes.set_xscale("symlog", linthresh=ticks[1], linscale=0.6)
+        axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks] if highest < 10_000 else None)
+        axes.xaxis.set_minor_locator(NullLocator())
 
 
 def log_error_axis(axes: Axes) -> None:
@@ -100,9 +109,12 @@ def log_error_axis(axes: Axes) -> None:
     axes.yaxis.set_minor_formatter(NullFormatter())
 
 
-def finish_panel(axes: Axes, title: str, bottom: float | None = 0, legend: float = -0.16) -> None:
-    """Title, grid and legend; a long legend stands below the panel, from `legend` on, where it hides no curve."""
+def finish_panel(
+    axes: Axes, title: str, x: str = "round", y: str = ERROR, bottom: float | None = 0, legend: float = -0.16
+) -> None:
+    """Title, words of the axes, grid and legend; a long legend stands below, from `legend` on, and hides no curve."""
     axes.set_title(title, fontsize=10)
+    axes.set(xlabel=x, ylabel=y)
     if bottom is not None:
         axes.set_ylim(bottom=bottom)
     axes.grid(alpha=0.25, linewidth=0.6)

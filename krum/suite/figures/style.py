@@ -1,6 +1,36 @@
-"""How things look and what they are called in every figure: rules, attacks, axes, panels."""
+"""How things look and what they are called in every figure: rules, attacks, data sets, axes."""
 
 from typing import Any
+
+# What readers call rules, attacks and data sets; a name without an entry stands as it is.
+NAMES = {
+    "average": "averaging",
+    "krum": "Krum",
+    "multi-krum": "Multi-Krum",
+    "medoid": "medoid",
+    "geometric-median": "geometric median",
+    "nearest-to-barycentre": "nearest to the barycentre",
+    "median": "coordinate-wise median",
+    "trimmed-mean": "trimmed mean",
+    "1-p-krum": "1-p Krum",
+    "bulyan": "Bulyan",
+    "centred-clipping": "centred clipping",
+    "nnm-krum": "Krum after neighbour mixing",
+    "none": "no attack",
+    "gaussian": "Gaussian",
+    "sign-flip": "sign flip",
+    "barycentre-collusion": "collusion around the barycentre",
+    "steer": "steering",
+    "a-little-is-enough": "a little is enough",
+    "inner-product-manipulation": "inner-product manipulation",
+    "bit-flip": "bit flip",
+    "label-flip": "label flip",
+    "wrong-scale": "wrong scale",
+    "nan": "NaN",
+    "spambase": "Spambase",
+    "spambase-log": "Spambase (log features)",
+    "mnist": "MNIST",
+}
 
 # Of an aggregator: a colour that colour-blind readers can tell apart (Okabe and Ito), and a marker for print.
 STYLES = {
@@ -25,12 +55,11 @@ OTHER_STYLES = [("#66A61E", "4"), ("#E7298A", "+"), ("#A6761D", "1"), ("#66628D"
 
 GREY = "#444444"  # references, bounds, and a single machine
 BYZANTINE_RED = "#B2182B"
-ATTACK_LINES = {"none": "-", "gaussian": "--"}  # where one panel shows several attacks
+ATTACK_LINES: dict[str, Any] = {"none": "-", "gaussian": "--"}  # where one panel shows several attacks
 OTHER_ATTACK_LINE = (0, (1, 1))
-REPEATED_LINES = ("-", (0, (5, 2)), (0, (2, 2)), (0, (6, 2, 1, 2)))  # of cells that share rule and attack in one panel
+REPEATED_LINES = ("-", (0, (5, 2)), (0, (6, 2, 1, 2)), (0, (2, 2)))  # of lines that share rule and attack in one panel
 SINGLE_MACHINE_LINES = ("-", (0, (1, 1)))  # by the samples that it takes at a time
 
-DATASET_TITLES = {"spambase": "Spambase", "spambase-log": "Spambase (log features)", "mnist": "MNIST"}
 AXIS_LABELS = {
     "batch_size": "mini-batch size",
     "learning_rate": "learning rate",
@@ -55,18 +84,13 @@ QUANTITY_LABELS = {
 }
 
 
+def name(thing: str) -> str:
+    """What readers call a rule, an attack or a data set."""
+    return NAMES.get(thing, thing)
+
+
 def of_rule(aggregator: str) -> tuple[str, str]:
     """Colour and marker of an aggregator; one that has none of its own gets one that depends on its name alone."""
     if aggregator in STYLES:
         return STYLES[aggregator]
     return OTHER_STYLES[sum(aggregator.encode()) % len(OTHER_STYLES)]
-
-
-def of_attack(attack: str) -> Any:
-    """The line of an attack where one panel shows several."""
-    return ATTACK_LINES.get(attack, OTHER_ATTACK_LINE)
-
-
-def dataset_title(dataset: str) -> str:
-    """A data set's name as it is written."""
-    return DATASET_TITLES.get(dataset, dataset)
