@@ -13,6 +13,8 @@ from PIL import Image
 
 from krum.errors import InputError
 from krum.rules.aggregators import AGGREGATORS
+from krum.simulation.attacks import ATTACKS
+from krum.simulation.datasets import DATASETS
 from krum.suite import experiment, figures, statistics
 from krum.suite.figures import labels, style
 
@@ -106,13 +108,21 @@ def test_an_aggregator_has_the_same_style_of_its_own_everywhere():
     assert len({colour for colour, _ in style.STYLES.values()}) == len(style.STYLES)
     assert len({style.of_rule(name) for name in AGGREGATORS}) == len(AGGREGATORS)
     assert style.of_rule("yet-unknown") == style.of_rule("yet-unknown")
+    assert style.NAMES.keys() <= {*AGGREGATORS, *ATTACKS, *DATASETS}
+    assert len({style.name(name) for name in AGGREGATORS}) == len(AGGREGATORS)
+    colours = {style.name(rule): colour for rule, (colour, _) in style.STYLES.items()}
     for name in ("figure4", "figure6"):
         for axes in figure_of(name).axes:
             for line in axes.lines:
                 rule = line.get_label().split(",")[0].split(" (")[0]
-                assert line.get_color() in [
-                    colour for name, (colour, _) in style.STYLES.items() if style.name(name) == rule
-                ]
+                assert line.get_color() == colours[rule]
+
+
+def test_unattacked_cells_belong_to_the_line_of_every_attack():
+    rules = {style.name(cell.aggregator) for cell in SPECS["fault-rates"].cells if cell.dataset == "spambase"}
+    for axes in figure_of("fault-rates").axes:
+        if axes.get_ylabel() == "cross-validation error" and "Spambase" in axes.get_title():
+            assert len(legend(axes)) == len(rules) + 2, "and two machines alone"
 
 
 def test_whatever_is_swept_gives_curves_with_labels_of_their_own(tmp_path):

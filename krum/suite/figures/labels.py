@@ -127,9 +127,9 @@ def _attackers(row: pd.Series, elsewhere: Collection[str] = ()) -> str:
 
 
 def _words(column: str, value: Any) -> str:
-    if isinstance(value, str):
-        return WORDS[column].format(value)
-    return WORDS[column].format(f"{value:,}" if float(value).is_integer() and value >= 1 else f"{value:g}")
+    if not isinstance(value, str):
+        value = f"{int(value):,}" if value == int(value) else f"{value:g}"
+    return WORDS[column].format(value)
 
 
 def options(text: str) -> list[str]:

@@ -175,8 +175,10 @@ def _last_rows(
     if columns != "attack" or x == "attack" or not len(unattacked) or not len(attacked):
         return final, machines
     repeated = [
-        unattacked[unattacked["dataset"] == dataset].assign(attack=attack)
-        for dataset, attack in attacked.groupby(["dataset", "attack"], sort=False).groups
+        unattacked[unattacked["dataset"] == dataset].assign(
+            attack=attack, attack_options=rows["attack_options"].iloc[0]
+        )
+        for (dataset, attack), rows in attacked.groupby(["dataset", "attack"], sort=False)
     ]
     return pd.concat([attacked, *repeated]), machines
 

@@ -33,9 +33,7 @@ def curves(
     x: `samples` lets the axis count the samples that all workers have seen; columns: what the panels of a row differ in
     instead of the attack, which then shows in the line; reference: see `Reference`; log, log_x: logarithmic axes.
     """
-    elsewhere = {columns}
-    if columns == "attack":
-        elsewhere |= {"byzantine"}
+    elsewhere: set[str] = {"attack", "byzantine"} if columns == "attack" else {columns}
     if x is not None:
         training = training.assign(round=training["round"] * training["workers"] * training["batch_size"])
         elsewhere |= {"rounds", *labels.RECORDING}
