@@ -30,12 +30,46 @@ def parameter(description: str, default: Any = MISSING, **bounds: float) -> Any:
     return field(default=default, metadata={"description": description, "bounds": bounds})
 
 
-@dataclass(frozen=True, kw_only=True)
-class Cell:
-    """Everything that decides a curve. Options are sorted pairs, so that a cell can be hashed.
+@dataclass(frozen=True)
+class Measured:
+    """Everything that decides one file of results: a cell, or a probe of `krum.suite.probes`.
 
-    A field without further words follows from the parameters beside it.
+    Options are sorted pairs, so that it can be hashed; their fields' names end in "options".
     """
+
+    def to_json(self) -> str:
+        """The canonical text; `from_json` reads it back."""
+        return json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """What `to_json` wrote. Raises InputError for a text that is none, or where a value cannot be meant."""
+        try:
+            values = json.loads(text)
+            values |= {key: frozen(dict(values[key])) for key in values if key.endswith("options")}
+            measured = cls(**values)
+        except (ValueError, TypeError, RecursionError) as error:
+            raise InputError(f"not a {cls.__name__.lower()} ({type(error).__name__}: {error})") from None
+        return measured.validated()
+
+    def validated(self) -> Self:
+        """The same, each value checked by itself and in its own type. Raises InputError."""
+        raise NotImplementedError
+
+    @property
+    def label(self) -> str:
+        """What it is, for people."""
+        raise NotImplementedError
+
+    @property
+    def slug(self) -> str:
+        """A file name: the label, made unique by a hash of the canonical text."""
+        return f"{self.label}_{hashlib.sha256(self.to_json().encode()).hexdigest()[:10]}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell(Measured):
+    """Everything that decides a curve. A field without further words follows from the parameters beside it."""
 
     dataset: str = parameter("a data set, such as spambase")
     model: str = parameter("a model, by default the data set's own")
@@ -72,29 +106,15 @@ class Cell:
         others = [f"{name}{value}" for name, value in self.model_options if not isinstance(value, tuple)]
         return "-".join([self.model, *sizes, *others])
 
-    def to_json(self) -> str:
-        """The canonical text of the cell; `Cell.from_json` reads it back."""
-        return json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))
-
-    @classmethod
-    def from_json(cls, text: str) -> Self:
-        """The cell that `to_json` wrote. Raises InputError for a text that is none; only `make_cell` checks how its
-        parameters fit each other.
-        """
-        try:
-            values = json.loads(text)
-            values |= {key: frozen(dict(values[key])) for key in values if key.endswith("_options")}
-            cell = cls(**values)
-        except (ValueError, TypeError, RecursionError) as error:
-            raise InputError(f"not a cell ({type(error).__name__}: {error})") from None
-        return replace(cell, **{name: checked(name, getattr(cell, name)) for name in FIELDS if name not in OPTIONS})
+    def validated(self) -> Self:
+        """Each parameter checked by itself; only `make_cell` checks how they fit each other. Raises InputError."""
+        return replace(self, **{name: checked(name, getattr(self, name)) for name in FIELDS if name not in OPTIONS})
 
     @property
-    def slug(self) -> str:
-        """A file name for people, made unique by a hash of the canonical text."""
+    def label(self) -> str:
+        """Its data set, rule and attack."""
         attack = self.attack if self.attack == "none" else f"{self.byzantine}-{self.attack}"
-        text = hashlib.sha256(self.to_json().encode()).hexdigest()[:10]
-        return f"{self.dataset}_{self.aggregator}_{attack}_{text}"
+        return f"{self.dataset}_{self.aggregator}_{attack}"
 
 
 FIELDS: dict[str, Field] = {each.name: each for each in fields(Cell)}

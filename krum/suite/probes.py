@@ -6,13 +6,11 @@ same rows. Keyword-only parameters are its options; an experiment's YAML may lis
 multiply. To add a probe, write one function here.
 """
 
-import hashlib
 import inspect
-import json
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any, Self, get_type_hints
 
 import numpy as np
@@ -29,7 +27,7 @@ from krum.rules import distances
 from krum.rules.aggregators import AGGREGATORS
 from krum.simulation import datasets
 from krum.simulation.datasets import DATASETS
-from krum.simulation.parameters import Options, checked, frozen, make_cell
+from krum.simulation.parameters import Measured, Options, checked, make_cell
 from krum.simulation.round import descend, send, start, weigh
 from krum.simulation.run import one_thread, simulate
 from krum.suite.theory import eta
@@ -134,27 +132,22 @@ def _check_rule(workers: int, f: int, aggregator: str) -> None:
 
 
 @dataclass(frozen=True)
-class Probe:
+class Probe(Measured):
     """A measurement that is no training run, and everything that decides its rows."""
 
     name: str
     options: Options
     seeds: int
 
-    def to_json(self) -> str:
-        """The canonical text of the probe; `Probe.from_json` reads it back."""
-        return json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))
+    def validated(self) -> Self:
+        """Its options and seeds checked; `check` tells how the options fit each other. Raises InputError."""
+        check_options(self.name, lookup(PROBES, self.name, "probe").function, dict(self.options))
+        return replace(self, seeds=checked("seeds", self.seeds))
 
-    @classmethod
-    def from_json(cls, text: str) -> Self:
-        """The probe that `to_json` wrote. Raises InputError where it is none."""
-        try:
-            values = json.loads(text)
-            probe = cls(**{**values, "options": frozen(dict(values["options"]))})
-        except (ValueError, TypeError, KeyError, RecursionError) as error:
-            raise InputError(f"not a probe ({type(error).__name__}: {error})") from None
-        check_options(probe.name, lookup(PROBES, probe.name, "probe").function, dict(probe.options))
-        return replace(probe, seeds=checked("seeds", probe.seeds))
+    @property
+    def label(self) -> str:
+        """Its name."""
+        return self.name
 
     @property
     def dataset(self) -> str | None:
@@ -162,11 +155,6 @@ class Probe:
         if not PROBES[self.name].training:
             return None
         return all_options(self.name, dict(self.options))["dataset"]
-
-    @property
-    def slug(self) -> str:
-        """A file name for people, made unique by a hash of the canonical text."""
-        return f"{self.name}_{hashlib.sha256(self.to_json().encode()).hexdigest()[:10]}"
 
 
 def _check_plane(*, byzantine: int, **_: Any) -> None:
