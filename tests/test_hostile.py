@@ -183,7 +183,7 @@ class Round:
             gradients=ExplicitGradients(honest),
             byzantine=own.shape[1],
             learning_rate=0.1,
-            full_gradient=lambda some, samples: parameters[some].clone(),
+            full_gradient=lambda samples: lambda: parameters.clone(),
             parameters=lambda: parameters,
             wrong_model=lambda: wrong,
             own_vectors=lambda relabelled=False: -own if relabelled else own,
@@ -249,7 +249,7 @@ def test_an_attack_says_the_truth_of_its_vectors(name, count):
             assert close(with_honest[0], honest @ sent_vectors.mT, eps * of_honest[:, None] * of_sent)
             assert close(among[0], sent_vectors @ sent_vectors.mT, eps * of_sent[:, None] * of_sent)
         # Rules take them as they come.
-        of_all = [[adversary.honest_gram, with_honest], [with_honest.mT, among]]
+        of_all = [[adversary.gradients.gram, with_honest], [with_honest.mT, among]]
         squared = distances.from_gram(torch.cat([torch.cat(row, 2) for row in of_all], 1))
         for rule in AGGREGATORS.values():
             if rule.sees == "distances" and not rule.previous:

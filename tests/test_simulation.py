@@ -8,10 +8,9 @@ from krum.errors import InputError
 from krum.rules import distances
 from krum.rules.aggregators import AGGREGATORS
 from krum.simulation import datasets, round
-from krum.simulation.adversary import Directed
 from krum.simulation.attacks import ATTACKS
 from krum.simulation.draws import MiniBatches
-from krum.simulation.full_gradient import estimated_gradient, full_gradient
+from krum.simulation.full_gradient import mean_gradient
 from krum.simulation.gradients import flatten, worker_gradients
 from krum.simulation.recording import COLUMNS, Recorder
 from krum.simulation.round import descend, send, start, step, weigh
@@ -119,21 +118,15 @@ class TestTheDirectionThatIsNotNeeded:
         """The curve, the curve with the direction in every round, and how often the former needed it."""
         asked = []
 
-        def counted(model, parameters, folds, replicas):
-            asked.append(len(replicas))
-            return full_gradient(model, parameters, folds, replicas)
+        def counted(model, parameters, folds, *samples):
+            asked.append(len(folds.training))
+            return mean_gradient(model, parameters, folds, *samples)
 
-        monkeypatch.setattr(round, "full_gradient", counted)
+        monkeypatch.setattr(round, "mean_gradient", counted)
         short = simulate(cell, samples)
         needed = sum(asked)
         asked.clear()
-        choose = round.choice_without_the_direction
-
-        def nothing_is_certain(*arguments):
-            certain, choice = choose(*arguments)
-            return torch.zeros_like(certain), choice
-
-        monkeypatch.setattr(round, "choice_without_the_direction", nothing_is_certain)
+        monkeypatch.setattr(round, "choice_without_the_direction", lambda state, byzantine: None)
         whole = simulate(cell, samples)
         monkeypatch.undo()
         assert sum(asked) == cell.rounds * cell.seeds
@@ -160,11 +153,9 @@ class TestTheDirectionThatIsNotNeeded:
 
     def test_a_diverged_replica_is_in_doubt(self, make_cell, few_samples):
         state = start(make_cell(attack="omniscient"), few_samples, seeds=range(3))
+        assert round.choice_without_the_direction(state, send(state).byzantine) is not None
         state.parameters[0][0][1, 0, 0] = torch.nan
-        sent = send(state)
-        assert isinstance(sent.byzantine, Directed)
-        certain, _ = round.choice_without_the_direction(state, sent.gradients, sent.byzantine)
-        assert certain.tolist() == [True, False, True]
+        assert round.choice_without_the_direction(state, send(state).byzantine) is None
 
 
 def test_a_sampled_direction_stands_for_the_whole_folds(make_cell):
@@ -172,10 +163,13 @@ def test_a_sampled_direction_stands_for_the_whole_folds(make_cell):
     samples = datasets.load("spambase")
     changes = {"aggregator": "average", "workers": 20, "byzantine": 9, "declared_f": 9, "folds": 10, "rounds": 60}
     state = start(make_cell(attack="omniscient", **changes), samples, seeds=range(5))
-    cosines, everyone = [], torch.arange(5)
+    cosines = []
     for _ in range(10):
-        whole = full_gradient(state.model, state.parameters, state.folds, everyone)
-        sampled = estimated_gradient(state.model, state.parameters, state.folds, everyone, 300, state.attacks)
+        sample = (state.folds.draw(300, state.attacks), torch.full((5, 300), 1 / 300))
+        whole, sampled = (
+            mean_gradient(state.model, state.parameters, state.folds, *samples)
+            for samples in (state.folds.whole_training, sample)
+        )
         cosines.append(torch.cosine_similarity(whole, sampled))
         step(state)
     assert torch.stack(cosines).median() > 0.95
@@ -190,7 +184,7 @@ def test_gradient_statistics_are_those_of_every_samples_gradient(make_cell, few_
     recorded = Recorder(state).record()
     for replica, training in enumerate(state.folds.training):
         layers = [(w[replica, None], b[replica, None]) for w, b in state.parameters]
-        x = state.folds.samples(torch.from_numpy(training)[None], slice(replica, replica + 1))
+        x = state.folds.of(slice(replica, replica + 1)).samples(torch.from_numpy(training)[None])
         each = worker_gradients(state.model, layers, x, state.folds.labels[training][None], len(training)).vectors()[0]
         mean = each.mean(0)
         noise = ((each - mean).square().sum(-1).mean() / 4).sqrt()
@@ -263,11 +257,11 @@ def test_mini_batches_come_from_the_training_fold_alone(make_cell, few_samples):
 def test_standardisation_is_fitted_on_the_training_fold(make_cell, few_samples):
     folds = start(make_cell(), few_samples, seeds=range(3)).folds
     for replica, training in enumerate(folds.training):
-        some = slice(replica, replica + 1)
-        prepared = folds.samples(torch.from_numpy(training)[None], some)[0].double()
+        of_replica = folds.of(slice(replica, replica + 1))
+        prepared = of_replica.samples(torch.from_numpy(training)[None])[0].double()
         assert torch.allclose(prepared.mean(0), torch.zeros(57, dtype=torch.float64), atol=1e-5)
         assert torch.allclose(prepared.std(0, correction=0), torch.ones(57, dtype=torch.float64), atol=1e-5)
-        held_out = folds.samples(torch.from_numpy(folds.held_out[replica])[None], some)[0]
+        held_out = of_replica.samples(torch.from_numpy(of_replica.held_out[0])[None])[0]
         assert held_out.mean(0).abs().max() > 1e-3
 
 

@@ -7,12 +7,13 @@ themselves matter only to the extent that the rule gives them weight. Each form 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from krum.simulation.gradients import Gradients
+from krum.simulation.gradients import Gradients, weighted_sum
 
 ROUNDS_AHEAD, NUMBERS_AHEAD = 50, 2**17  # of Gaussian draws, and numbers of one replica
 
@@ -27,7 +28,7 @@ class ByzantineVectors:
     def weighted(self, weights: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """`sum_k w_k B_k` for `weights [R, f]`: coefficients [R, h] of the honest gradients plus a vector [R, d].
 
-        Either may be None for zero.
+        Either may be None for zero. A vector without weight counts for nothing, NaN or not.
         """
         raise NotImplementedError
 
@@ -43,14 +44,14 @@ class Adversary:
     gradients: Gradients
     byzantine: int
     learning_rate: float
-    full_gradient: Callable[[Tensor, int | None], Tensor]
-    """Some replicas' indices [r] -> the loss's gradient over their whole training folds, or as many samples, [r, d]."""
+    full_gradient: Callable[[int | None], Callable[[], Tensor]]
+    """How to compute the loss's gradient over the whole training folds, or so many samples drawn now, flat [R, d]."""
     parameters: Callable[[], Tensor]  # the current model x_t, flat [R, d]
     wrong_model: Callable[[], Tensor]  # a model trained on wrong labels, always the same, flat [R, d]
     own_vectors: Callable[..., Tensor]
     """What the Byzantine workers would send if honest, flat [R, f, d]; for wrong labels with `relabelled=True`."""
     round: int  # from 0
-    memory: dict[str, Tensor]  # what an attack keeps from one round to the next, and draws ahead
+    memory: dict[str, Any]  # what an attack keeps from one round to the next, and draws ahead
     generators: Sequence[np.random.Generator]  # one per replica, for small draws
     noise: Sequence[torch.Generator]  # one per replica, for draws of d numbers
     dimension: int
@@ -64,15 +65,6 @@ class Adversary:
     def honest(self) -> int:
         """h."""
         return self.gradients.workers
-
-    @property
-    def honest_gram(self) -> Tensor:
-        """Inner products of the honest gradients, [R, h, h] float64."""
-        return self.gradients.gram
-
-    def honest_vectors(self) -> Tensor:
-        """The honest gradients themselves, flat [R, h, d]."""
-        return self.gradients.vectors()
 
     def with_a_flipped_bit(self, vectors: Tensor) -> Tensor:
         """`vectors [R, f, d]` with one random bit flipped in one random coordinate of each, as float32."""
@@ -98,8 +90,8 @@ class Adversary:
         """Explicit flat vectors [R, f, d], or [R, 1, d] for one shared by all."""
         return Linear(self, None, vectors)
 
-    def along(self, direction: Callable[[Tensor], Tensor], length: float) -> ByzantineVectors:
-        """All send one vector of that length along `direction(replicas [r]) -> [r, d]`, called only where it matters.
+    def along(self, direction: Callable[[], Tensor], length: float) -> ByzantineVectors:
+        """All send one vector of that length along `direction()`, flat [R, d], which is called only where it matters.
 
         Where the direction is the zero vector, it is the first coordinate's.
         """
@@ -108,14 +100,15 @@ class Adversary:
     def gaussian(self, standard_deviation: float) -> ByzantineVectors:
         """Independent draws of `N(0, standard_deviation^2 I)`."""
         if self.dimension < self.honest + self.byzantine:  # too few dimensions for Bartlett's decomposition
-            drawn = [self.draw(replica, self.byzantine) for replica in range(self.replicas)]
-            return self.vectors(standard_deviation * torch.stack(drawn))
+            return self.vectors(standard_deviation * self.draw(self.byzantine, range(self.replicas)))
         return Gaussian(self, standard_deviation)
 
-    def draw(self, replica: int, count: int) -> Tensor:
-        """`[count, d]` standard normal numbers from the replica's own generator."""
-        generator, dtype = self.noise[replica], self.gradients.like.dtype
-        return torch.empty(count, self.dimension, dtype=dtype, device=generator.device).normal_(generator=generator)
+    def draw(self, count: int, replicas: Sequence[int]) -> Tensor:
+        """`[r, count, d]` standard normal numbers from the generators of some replicas."""
+        drawn = self.gradients.like.new_empty((len(replicas), count, self.dimension))
+        for replica, numbers in zip(replicas, drawn, strict=True):
+            numbers.normal_(generator=self.noise[replica])
+        return drawn
 
 
 @dataclass
@@ -128,15 +121,14 @@ class Linear(ByzantineVectors):
 
     def inner_products(self) -> tuple[Tensor, Tensor]:
         gradients, f = self.adversary.gradients, self.adversary.byzantine
-        gram = self.adversary.honest_gram
+        gram = gradients.gram
         with_honest = gram.new_zeros((self.adversary.replicas, self.adversary.honest, f))
         among = gram.new_zeros((self.adversary.replicas, f, f))
         if self.explicit is not None:
-            with_honest = with_honest + _for_all(gradients.inner_products(self.explicit), f, 2)
-            explicit = self.explicit.bmm(self.explicit.mT).double()
-            among = among + _for_all(_for_all(explicit, f, 1), f, 2)
+            with_honest = with_honest + gradients.inner_products(self.explicit)
+            among = among + self.explicit.bmm(self.explicit.mT).double()
         if self.coefficients is not None:
-            coefficients = _for_all(self.coefficients.double(), f, 1)
+            coefficients = self.coefficients.double().expand(-1, f, -1)
             mixed = coefficients.bmm(with_honest)
             of_combinations = gram.bmm(coefficients.mT)
             among = among + mixed + mixed.mT + coefficients.bmm(of_combinations)
@@ -144,57 +136,52 @@ class Linear(ByzantineVectors):
         return with_honest, among
 
     def weighted(self, weights: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        return tuple(
-            None if part is None else _weighted_sum(weights, part) for part in (self.coefficients, self.explicit)
-        )  # type: ignore[return-value]
+        def of_part(part: Tensor | None) -> Tensor | None:
+            if part is None:
+                return None
+            of_rows = weights.sum(-1, keepdim=True) if part.shape[1] == 1 else weights
+            return weighted_sum(of_rows, part.to(weights.dtype))
+
+        return of_part(self.coefficients), of_part(self.explicit)
 
     def vectors(self) -> Tensor:
-        parts = []
+        parts = [] if self.explicit is None else [self.explicit]
         if self.coefficients is not None:
-            formed = self.adversary.gradients.vectors()
-            parts.append(_for_all(self.coefficients.to(formed.dtype).bmm(formed), self.adversary.byzantine, 1))
-        if self.explicit is not None:
-            parts.append(_for_all(self.explicit, self.adversary.byzantine, 1))
-        return sum(parts[1:], parts[0])
+            honest = self.adversary.gradients.vectors()
+            parts.append(self.coefficients.to(honest.dtype).bmm(honest))
+        return sum(parts[1:], parts[0]).expand(-1, self.adversary.byzantine, -1)
 
 
+@dataclass
 class Directed(ByzantineVectors):
     """One vector of known length, shared by all, whose direction costs more than everything else in the round."""
 
-    def __init__(self, adversary: Adversary, direction: Callable[[Tensor], Tensor], length: float):
-        self.adversary, self.direction, self.length = adversary, direction, length
-        self._vector: Tensor | None = None
-
-    def form(self, replicas: Tensor) -> None:
-        """Compute the vector in some replicas, `replicas [r]`; it is zero in the others, who do not need it."""
-        vector = self.direction(replicas)
-        norm = vector.norm(dim=-1, keepdim=True)
-        vector = vector * (self.length / norm.where(norm != 0, 1))
-        vector[:, :1] = vector[:, :1].where(norm != 0, self.length)
-        self._vector = vector.new_zeros((self.adversary.replicas, self.adversary.dimension))
-        self._vector[replicas] = vector
+    adversary: Adversary
+    direction: Callable[[], Tensor]
+    length: float
 
     def bounds(self) -> tuple[Tensor, Tensor]:
         """The least and greatest squared distance to each honest gradient, whatever the direction: [R, h] each."""
-        norms = self.adversary.honest_gram.diagonal(dim1=-2, dim2=-1).sqrt()
+        norms = self.adversary.gradients.gram.diagonal(dim1=-2, dim2=-1).sqrt()
         return (self.length - norms).clamp(min=0).square(), (self.length + norms).square()
 
+    @cached_property
+    def formed(self) -> Linear:
+        """The vector, in its direction."""
+        vector = self.direction()
+        norm = vector.norm(dim=-1, keepdim=True)
+        vector = vector * (self.length / norm.where(norm != 0, 1))
+        vector[:, :1] = vector[:, :1].where(norm != 0, self.length)
+        return Linear(self.adversary, None, vector[:, None])
+
     def inner_products(self) -> tuple[Tensor, Tensor]:
-        return self._formed().inner_products()
+        return self.formed.inner_products()
 
     def weighted(self, weights: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        if self._vector is None and not bool((weights != 0).any()):
-            return None, None
-        return self._formed().weighted(weights)
+        return self.formed.weighted(weights)
 
     def vectors(self) -> Tensor:
-        return self._formed().vectors()
-
-    def _formed(self) -> Linear:
-        if self._vector is None:
-            self.form(torch.arange(self.adversary.replicas, device=self.adversary.gradients.like.device))
-        assert self._vector is not None
-        return Linear(self.adversary, None, self._vector[:, None])
+        return self.formed.vectors()
 
 
 @dataclass
@@ -217,11 +204,11 @@ class Gaussian(ByzantineVectors):
         adversary = self.adversary
         h, f = adversary.honest, adversary.byzantine
         ahead = max(1, min(ROUNDS_AHEAD, NUMBERS_AHEAD // (f * (h + f))))
-        turn, kept = adversary.round % ahead, adversary.memory
-        if turn == 0 or "gaussian in span" not in kept:
-            kept["gaussian in span"], kept["gaussian beside"] = self._ahead(ahead, h, f)
-        z, triangular = kept["gaussian in span"][turn], kept["gaussian beside"][turn]
-        with_honest = _square_root(adversary.honest_gram).bmm(z.mT)
+        turn = adversary.round % ahead
+        if turn == 0 or "gaussian" not in adversary.memory:
+            adversary.memory["gaussian"] = self._ahead(ahead, h, f)
+        z, triangular = (of_rounds[turn] for of_rounds in adversary.memory["gaussian"])
+        with_honest = _square_root(adversary.gradients.gram).bmm(z.mT)
         among = z.bmm(z.mT) + triangular.bmm(triangular.mT)
         return self.standard_deviation * with_honest, self.standard_deviation**2 * among
 
@@ -236,27 +223,24 @@ class Gaussian(ByzantineVectors):
             beside[:, replica, below[0], below[1]] = rng.standard_normal((rounds, len(below[0])))
             squares = rng.chisquare(adversary.dimension - h - diagonal, size=(rounds, f))
             beside[:, replica, diagonal, diagonal] = np.sqrt(squares)
-        device = adversary.honest_gram.device
+        device = adversary.gradients.gram.device
         return torch.from_numpy(in_span).to(device), torch.from_numpy(beside).to(device)
 
     def inner_products(self) -> tuple[Tensor, Tensor]:
         return self._drawn
 
     def weighted(self, weights: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        if not bool((weights != 0).any()):
-            return None, None
+        adversary = self.adversary
         if "_drawn" not in self.__dict__:  # nobody looked at the inner products: the sum is one Gaussian vector
-            drawn = torch.cat([self.adversary.draw(replica, 1) for replica in range(self.adversary.replicas)])
             scale = self.standard_deviation * weights.square().sum(-1, keepdim=True).sqrt()
-            return None, drawn.mul_(scale)
+            return None, adversary.draw(1, range(adversary.replicas))[:, 0].mul_(scale)
         coefficients, explicit = self._formed(weights[:, None])
         return coefficients[:, 0], explicit[:, 0]
 
     def vectors(self) -> Tensor:
         adversary = self.adversary
         if "_drawn" not in self.__dict__:
-            drawn = [adversary.draw(replica, adversary.byzantine) for replica in range(adversary.replicas)]
-            return (self.standard_deviation * torch.stack(drawn)).to(adversary.gradients.like.device)
+            return self.standard_deviation * adversary.draw(adversary.byzantine, range(adversary.replicas))
         honest = adversary.gradients.vectors()
         every = torch.eye(adversary.byzantine, dtype=honest.dtype, device=honest.device)
         coefficients, explicit = self._formed(every.expand(adversary.replicas, -1, -1))
@@ -270,8 +254,8 @@ class Gaussian(ByzantineVectors):
         """
         adversary = self.adversary
         needed = (weights != 0).any(-1).any(-1).nonzero().squeeze(-1)
-        fresh = torch.stack([adversary.draw(r, weights.shape[1]) for r in needed.tolist()]).to(weights.device)
-        gram, some = adversary.honest_gram[needed], weights[needed].double()
+        fresh = adversary.draw(weights.shape[1], needed.tolist())
+        gram, some = adversary.gradients.gram[needed], weights[needed].double()
         with_honest, among = (part[needed] for part in self._drawn)
         with_honest, among = with_honest.bmm(some.mT), some.bmm(among).bmm(some.mT)
         inverse = torch.linalg.pinv(gram.nan_to_num(), rtol=10 * torch.finfo(weights.dtype).eps, hermitian=True)
@@ -302,22 +286,3 @@ def _square_root(gram: Tensor) -> Tensor:
         root = root.where(regular, symmetric)
         root = root.where(gram.isfinite().all(-1).all(-1)[:, None, None], torch.nan)
     return root
-
-
-def _for_all(distinct: Tensor, f: int, dim: int) -> Tensor:
-    """One vector shared by f workers, or f of them: f entries along `dim`."""
-    shape = list(distinct.shape)
-    shape[dim] = f
-    return distinct.expand(shape)
-
-
-def _weighted_sum(weights: Tensor, part: Tensor) -> Tensor | None:
-    """`sum_k w_k part_k` for `weights [R, f]`, `part [R, f or 1, ...]`; without weight, not even a NaN counts."""
-    weights = weights.sum(-1, keepdim=True) if part.shape[1] == 1 else weights
-    used = weights != 0
-    if not bool(used.any()):
-        return None
-    part = part.to(weights.dtype)
-    if not bool(used.all()):
-        part = part.where(used[..., None], 0.0)
-    return part[:, 0] * weights if part.shape[1] == 1 else weights[:, None].bmm(part).squeeze(1)

@@ -69,7 +69,8 @@ def omniscient(adversary: Adversary, *, length: float = 100.0, samples: int | No
 
     With `samples`, g is estimated in each round from that many training samples, drawn anew with replacement.
     """
-    return adversary.along(lambda replicas: adversary.full_gradient(replicas, samples).neg_(), length)
+    gradient = adversary.full_gradient(samples)
+    return adversary.along(lambda: -gradient(), length)
 
 
 @attack()
@@ -119,7 +120,7 @@ def a_little_is_enough(adversary: Adversary, *, deviations: float | None = None)
         z = deviations or 0.0
     else:
         z = max(NormalDist().inv_cdf((h - supporters) / h), 0.0)
-    honest = adversary.honest_vectors()
+    honest = adversary.gradients.vectors()
     mean = honest.mean(1, keepdim=True)
     deviation = (honest - mean).square_().mean(1, keepdim=True).sqrt_()  # many times as fast as torch's own
     return adversary.vectors(mean - z * deviation)

@@ -7,6 +7,7 @@ nor on the other roles.
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -37,14 +38,11 @@ def initial_parameters(
 ) -> Parameters:
     """Each layer's weight [R, in, out] and bias [R, out]."""
     starts = [models.initialise(model, rng) for rng in generators(seeds, role)]
-
-    def stacked(arrays: Sequence[np.ndarray]) -> Tensor:
-        return torch.from_numpy(np.stack(arrays)).to(device, dtype)
-
-    return [
-        (stacked([weight for weight, _ in layer]), stacked([bias for _, bias in layer]))
-        for layer in zip(*starts, strict=True)
-    ]
+    parameters = []
+    for layer in zip(*starts, strict=True):
+        weight, bias = (torch.from_numpy(np.stack(parts)).to(device, dtype) for parts in zip(*layer, strict=True))
+        parameters.append((weight, bias))
+    return parameters
 
 
 @dataclass(frozen=True)
@@ -56,12 +54,36 @@ class Folds:
     training: list[np.ndarray]  # each replica's sample numbers
     held_out: list[np.ndarray]
 
-    def samples(self, index: Tensor, replicas: slice | Tensor = slice(None)) -> Tensor:
-        """The samples with numbers `index [r, s]` as some replicas see them: [r, s, p]."""
+    def of(self, replicas: slice) -> "Folds":
+        """Those of some replicas."""
+        features = self.features if len(self.features) == 1 else self.features[replicas]
+        return Folds(features, self.labels, self.training[replicas], self.held_out[replicas])
+
+    def samples(self, index: Tensor) -> Tensor:
+        """The samples with numbers `index [R, s]` as each replica sees them: [R, s, p]."""
         _, count, width = self.features.shape
         if len(self.features) > 1:
-            index = index + count * torch.arange(len(self.features), device=index.device)[replicas, None]
+            index = index + count * torch.arange(len(self.features), device=index.device)[:, None]
         return self.features.view(-1, width).index_select(0, index.flatten()).view(*index.shape, width)
+
+    def draw(self, count: int, rngs: Sequence[np.random.Generator]) -> Tensor:
+        """The numbers of so many training samples, drawn with replacement by each replica's generator, [R, count]."""
+        pairs = zip(self.training, rngs, strict=True)
+        drawn = np.stack([training[rng.integers(len(training), size=count)] for training, rng in pairs])
+        return torch.from_numpy(drawn).to(self.labels.device)
+
+    def padded(self, folds: list[np.ndarray]) -> tuple[Tensor, Tensor]:
+        """Sample numbers `[R, longest fold]`, and which of them count: the others fill shorter folds up, [R, ...]."""
+        longest = max(map(len, folds))
+        index = torch.from_numpy(np.stack([np.resize(fold, longest) for fold in folds])).to(self.labels.device)
+        lengths = torch.tensor([[len(fold)] for fold in folds], device=index.device)
+        return index, torch.arange(longest, device=index.device) < lengths
+
+    @cached_property
+    def whole_training(self) -> tuple[Tensor, Tensor]:
+        """The training samples' numbers `[R, longest fold]` and their shares of a mean over the fold."""
+        index, inside = self.padded(self.training)
+        return index, inside.to(self.features.dtype) / inside.sum(-1, keepdim=True)
 
     def majority_errors(self) -> list[float]:
         """Each replica's error of always answering its training fold's most frequent class."""
@@ -121,19 +143,16 @@ class MiniBatches:
 
     def of(self, round_: int, workers: slice | np.ndarray, replicas: slice = slice(None)) -> tuple[Tensor, Tensor]:
         """Samples [r, w b, p] and labels [r, w b] of w workers in a round, worker by worker."""
-        index = self.numbers(round_)[replicas][:, workers].flatten(1)
-        if self.points:
-            return self._deformed(index, replicas)
-        return self.folds.samples(index, replicas), self.folds.labels[index]
-
-    def _deformed(self, index: Tensor, replicas: slice) -> tuple[Tensor, Tensor]:
-        """The points with numbers `index [r, s]`: the first round through a fold is the fold itself."""
-        folds = [torch.from_numpy(fold).to(index.device) for fold in self.folds.training[replicas]]
-        sources = torch.stack([fold[numbers % len(fold)] for fold, numbers in zip(folds, index, strict=True)])
-        lengths = torch.tensor([len(fold) for fold in folds], device=index.device)[:, None]
-        points = index.where(index >= lengths, 0)
-        images = self.folds.samples(sources, replicas)
+        index, folds = self.numbers(round_)[replicas][:, workers].flatten(1), self.folds.of(replicas)
+        if not self.points:
+            return folds.samples(index), folds.labels[index]
+        sources, points = [], []  # the first round through a fold is the fold itself
+        for fold, numbers in zip(folds.training, index, strict=True):
+            sources.append(torch.from_numpy(fold).to(index.device)[numbers % len(fold)])
+            points.append(numbers.where(numbers >= len(fold), 0))
+        source = torch.stack(sources)
+        images = folds.samples(source)
         blocks = zip(
-            images.flatten(0, 1).split(DEFORMED_AT_ONCE), points.flatten().split(DEFORMED_AT_ONCE), strict=True
+            images.flatten(0, 1).split(DEFORMED_AT_ONCE), torch.cat(points).split(DEFORMED_AT_ONCE), strict=True
         )
-        return torch.cat([deform(*block) for block in blocks]).view_as(images), self.folds.labels[sources]
+        return torch.cat([deform(*block) for block in blocks]).view_as(images), folds.labels[source]

@@ -26,7 +26,6 @@ from krum.simulation.models import FEW_COLUMNS, Model, Parameters, affine
 Branch = Literal["sample pairs", "formed gradients"]
 
 FORMED_AT_ONCE = 400_000  # numbers of formed gradients: a CPU's cache should hold them
-PAIRED_AT_ONCE = 100  # rows that meet all later ones in one product: fewer waste less on the symmetric half
 PER_FORMED_NUMBER = 25  # what it costs to write and read it, in multiply-adds
 
 
@@ -54,11 +53,11 @@ class WorkerGradients:
         for x, delta in zip(self.inputs, self.deltas, strict=True):
             rows = x.shape[1] // self.workers
             if cheaper_branch(self.workers, rows, x.shape[-1], delta.shape[-1]) == "sample pairs":
-                _add_sums_over_pairs(gram, x, delta)
+                products = x.bmm(x.mT).add_(1).mul_(delta.bmm(delta.mT))
+                gram += products.unflatten(2, (-1, rows)).sum(-1).unflatten(1, (-1, rows)).sum(2)
             else:
                 _add_products_of_formed(gram, x, delta)
-        upper = gram.triu_()
-        return (upper + upper.triu(1).mT).div_(self.batch_size**2)
+        return gram.div_(self.batch_size**2)
 
     def inner_products(self, vectors: Tensor) -> Tensor:
         """`<G_i, E_k>` with flat `vectors [R, e, d]`: [R, h, e] float64."""
@@ -157,11 +156,39 @@ class ExplicitGradients:
 
     def descend(self, parameters: Parameters, weights: Tensor, rate: float) -> None:
         """Subtract `rate sum_i w_i V_i` from the parameters, for `weights [R, h]`."""
-        vectors = self.flat.where((weights != 0)[..., None], 0.0)
-        subtract(parameters, weights[:, None].bmm(vectors).squeeze(1), rate)
+        subtract(parameters, weighted_sum(weights, self.flat), rate)
 
 
 Gradients = WorkerGradients | ExplicitGradients
+
+
+@dataclass(frozen=True)
+class PartlyExplicit:
+    """The gradients of the workers, but in some replicas, `chosen [r]`, explicit vectors `flat [r, h, d]`."""
+
+    gradients: Gradients
+    chosen: Tensor
+    flat: Tensor
+
+    @property
+    def like(self) -> Tensor:
+        """A tensor of the same dtype and device."""
+        return self.gradients.like
+
+    @cached_property
+    def gram(self) -> Tensor:
+        """Inner products, [R, h, h] float64."""
+        return self.gradients.gram.index_copy(0, self.chosen, ExplicitGradients(self.flat).gram)
+
+    def vectors(self) -> Tensor:
+        """All vectors, flat: [R, h, d]."""
+        return self.gradients.vectors().index_copy(0, self.chosen, self.flat)
+
+    def descend(self, parameters: Parameters, weights: Tensor, rate: float) -> None:
+        """Subtract `rate sum_i w_i V_i` from the parameters, for `weights [R, h]`."""
+        self.gradients.descend(parameters, weights.index_fill(0, self.chosen, 0.0), rate)
+        sums = weighted_sum(weights[self.chosen], self.flat)
+        subtract(parameters, sums.new_zeros(len(weights), sums.shape[-1]).index_copy(0, self.chosen, sums), rate)
 
 
 def worker_gradients(
@@ -192,7 +219,7 @@ def cheaper_branch(workers: int, rows: int, fan_in: int, fan_out: int) -> Branch
     `rows` is what each worker has in the layer: its samples, times the positions of a convolution.
     """
     every = workers * rows
-    over_pairs = every * (every + min(every, _workers_at_once(rows) * rows)) / 2 * (fan_in + fan_out)
+    over_pairs = every**2 * (fan_in + fan_out)
     formed = (every + workers**2 + PER_FORMED_NUMBER * workers) * fan_in * fan_out
     return "sample pairs" if over_pairs <= formed else "formed gradients"
 
@@ -221,25 +248,20 @@ def flatten(parameters: Parameters) -> Tensor:
     return torch.cat([part.flatten(1) for pair in parameters for part in pair], 1)
 
 
+def weighted_sum(weights: Tensor, vectors: Tensor) -> Tensor:
+    """`sum_i w_i V_i`, [R, d]; a vector without weight counts for nothing, NaN or not."""
+    used = weights != 0
+    if not bool(used.all()):
+        vectors = vectors.where(used[..., None], 0.0)
+    return weights[:, None].bmm(vectors).squeeze(1)
+
+
 def subtract(parameters: Parameters, vectors: Tensor, rate: float) -> None:
     """Subtract `rate` times flat `vectors [R, d]` from the parameters, in place."""
     layers = unflatten(vectors, [(weight.shape[-2], weight.shape[-1]) for weight, _ in parameters])
     for (weight, bias), (of_weight, of_bias) in zip(parameters, layers, strict=True):
         weight.sub_(of_weight, alpha=rate)
         bias.sub_(of_bias, alpha=rate)
-
-
-def _add_sums_over_pairs(gram: Tensor, x: Tensor, delta: Tensor) -> None:
-    """Add a layer's sums over pairs of rows to the upper triangle, block by block of workers."""
-    replicas, h = gram.shape[:2]
-    rows = x.shape[1] // h
-    at_once = _workers_at_once(rows)
-    for first in range(0, h, at_once):
-        last = min(first + at_once, h)
-        these, later = slice(first * rows, last * rows), slice(first * rows, None)
-        products = x[:, these].bmm(x[:, later].mT).add_(1).mul_(delta[:, these].bmm(delta[:, later].mT))
-        by_worker = products.view(replicas, last - first, rows, -1).sum(2).unflatten(-1, (-1, rows)).sum(-1)
-        gram[:, first:last, first:] += by_worker
 
 
 def _add_products_of_formed(gram: Tensor, x: Tensor, delta: Tensor) -> None:
@@ -266,8 +288,3 @@ def _of_workers(rows: Tensor, order: Tensor) -> Tensor:
     replicas, workers = rows.shape[:2]
     index = order + workers * torch.arange(replicas, device=order.device)[:, None]
     return rows.reshape(replicas * workers, -1).index_select(0, index.flatten()).view(*order.shape, *rows.shape[2:])
-
-
-def _workers_at_once(rows: int) -> int:
-    """How many workers' rows meet all later ones in one matrix product."""
-    return max(1, PAIRED_AT_ONCE // rows)

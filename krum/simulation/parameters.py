@@ -79,7 +79,7 @@ class Cell(Measured):
     attack: str = parameter("an attack or a fault", "none")
     attack_options: Options
     workers: int = parameter("how many workers send a vector in each round", 20, at_least=1, at_most=10_000)
-    byzantine: int
+    byzantine: int = parameter("how many of the workers are Byzantine", at_least=0, at_most=10_000)
     byzantine_fraction: float = parameter("the Byzantine share of the workers", 0.0, at_least=0, below=1)
     declared_f: int = parameter("the rule's f, by default the most of the experiment", at_least=0, at_most=10_000)
     batch_size: int = parameter("how many samples each worker draws in a round", 3, at_least=1, at_most=10**9)
@@ -118,7 +118,7 @@ class Cell(Measured):
 
 
 FIELDS: dict[str, Field] = {each.name: each for each in fields(Cell)}
-PARAMETERS = [name for name, each in FIELDS.items() if each.metadata]
+PARAMETERS = [name for name, each in FIELDS.items() if each.metadata and name != "byzantine"]
 OPTIONS = [name for name, each in FIELDS.items() if each.type == Options]
 NAMED = [name.removesuffix("_options") for name in OPTIONS]  # model, aggregator, attack
 
@@ -185,9 +185,10 @@ def _name_and_options(value: str | Mapping[str, Any]) -> tuple[str, dict[str, An
 def checked(name: str, value: Any) -> Any:
     """A parameter's value in its own type: 20.0 workers are 20. Raises InputError where it cannot be meant."""
     kind: Any = FIELDS[name].type
+    bounds = FIELDS[name].metadata["bounds"].items()
     if kind in (int, float):
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        if is_number and all(BOUNDS[word](value, bound) for word, bound in _bounds(name).items()):
+        if is_number and all(BOUNDS[word](value, bound) for word, bound in bounds):
             if kind is float or value == int(value):
                 return kind(value)
     elif isinstance(value, bool if kind is bool else str) or (value is None and FIELDS[name].default is None):
@@ -197,19 +198,16 @@ def checked(name: str, value: Any) -> Any:
     raise InputError(f"{name}: found {value!r:.60}; give {_allowed(name)}")
 
 
-def _bounds(name: str) -> dict[str, float]:
-    return FIELDS[name].metadata.get("bounds", {"at_least": 0, "at_most": LARGEST})
-
-
 def _allowed(name: str) -> str:
     """What a parameter may be, such as "an integer, at least 1 and at most 10,000: how many workers ..."."""
     kind: Any = FIELDS[name].type
+    stated = FIELDS[name].metadata
     words = {int: "an integer", float: "a number", bool: "true or false"}.get(kind, "a name")
     if name in NAMED:
         words += ", or a mapping with a name and options such as {name: multi-krum, m: 5}"
     elif kind in (int, float):
-        words += ", " + " and ".join(f"{word.replace('_', ' ')} {bound:,}" for word, bound in _bounds(name).items())
-    return f"{words}: {FIELDS[name].metadata.get('description', 'a number of workers')}"
+        words += ", " + " and ".join(f"{word.replace('_', ' ')} {bound:,}" for word, bound in stated["bounds"].items())
+    return f"{words}: {stated['description']}"
 
 
 # ------------------------------------------------------------------------------ checks of what must fit each other

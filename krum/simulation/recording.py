@@ -1,6 +1,5 @@
 """What is recorded of a run: the held-out error and loss, and means over the rounds since the last record."""
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -70,7 +69,7 @@ class Recorder:
             "test_error": errors,
             "test_loss": losses,
             "byzantine_weight": _mean([each.byzantine_weight for each in observed], missing),
-            "diverged": (~_finite(state.parameters)).tolist(),
+            "diverged": (~flatten(state.parameters).isfinite().all(-1)).tolist(),
             "majority_error": self._majority_errors,
             "differs": _mean([each.differs for each in observed], missing),
             "gradient_norm": norm,
@@ -87,19 +86,18 @@ class Recorder:
 def evaluate(model: Model, parameters: Parameters, folds: Folds) -> tuple[list[float], list[float]]:
     """Every replica's error and mean cross-entropy on its held-out fold."""
     errors, losses = [], []
-    longest = max(len(held_out) for held_out in folds.held_out)
-    index = torch.from_numpy(np.stack([np.pad(fold, (0, longest - len(fold)), "edge") for fold in folds.held_out]))
-    index = index.to(folds.labels.device)
-    at_once = max(1, NUMBERS_AT_ONCE // (min(longest, SAMPLES_AT_ONCE) * folds.features.shape[-1]))
+    index, inside = folds.padded(folds.held_out)
+    at_once = max(1, NUMBERS_AT_ONCE // (min(index.shape[1], SAMPLES_AT_ONCE) * folds.features.shape[-1]))
     for first in range(0, len(index), at_once):
         some = slice(first, first + at_once)
-        layers = [(weight[some], bias[some]) for weight, bias in parameters]
+        layers, of_some = [(weight[some], bias[some]) for weight, bias in parameters], folds.of(some)
         blocks = index[some].split(SAMPLES_AT_ONCE, 1)
-        logits = torch.cat([model.forward(layers, folds.samples(block, some))[-1] for block in blocks], 1)
-        for of_replica, held_out in zip(logits, folds.held_out[some], strict=True):
-            labels, of_fold = folds.labels[torch.from_numpy(held_out)], of_replica[: len(held_out)]
-            errors.append(1 - (of_fold.argmax(-1) == labels).double().mean().item())
-            losses.append(torch.nn.functional.cross_entropy(of_fold, labels).item())
+        logits = torch.cat([model.forward(layers, of_some.samples(block))[-1] for block in blocks], 1)
+        labels, counted = folds.labels[index[some]], inside[some]
+        wrong = (logits.argmax(-1) != labels) & counted
+        loss = torch.nn.functional.cross_entropy(logits.mT, labels, reduction="none").where(counted, 0.0)
+        errors += (wrong.sum(-1).double() / counted.sum(-1)).tolist()
+        losses += (loss.sum(-1) / counted.sum(-1)).tolist()
     return errors, losses
 
 
@@ -107,10 +105,3 @@ def _mean(values: list[Tensor | None], missing: list[float]) -> list[float]:
     """The mean over rounds of what was observed in each replica; missing where nothing was."""
     seen = [value for value in values if value is not None]
     return torch.stack(seen).mean(0).tolist() if seen else missing
-
-
-def _finite(parameters: Parameters) -> Tensor:
-    """Whether all of a replica's parameters are, [R]. A finite sum tells, and costs less than to look at each."""
-    parts = [part.flatten(1) for pair in parameters for part in pair]
-    finite = torch.stack([part.sum(-1) for part in parts]).isfinite().all(0)
-    return finite if bool(finite.all()) else torch.stack([part.isfinite().all(-1) for part in parts]).all(0)

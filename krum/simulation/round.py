@@ -5,8 +5,9 @@ three. Each replica draws from its own generators. Honest workers come first in 
 last.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -21,12 +22,14 @@ from krum.simulation.adversary import Adversary, ByzantineVectors, Directed
 from krum.simulation.attacks import ATTACKS, Attack
 from krum.simulation.datasets import DATASETS, Dataset, Samples
 from krum.simulation.draws import Folds, MiniBatches
-from krum.simulation.full_gradient import estimated_gradient, full_gradient, wrong_model
+from krum.simulation.full_gradient import mean_gradient, wrong_model
 from krum.simulation.gradients import (
     ExplicitGradients,
     Gradients,
+    PartlyExplicit,
     flatten,
     subtract,
+    weighted_sum,
     worker_gradients,
 )
 from krum.simulation.models import Model, Parameters
@@ -72,43 +75,30 @@ class State:
         return {"f": self.cell.declared_f, "round": self.round + 1, "coin": self.coin}
 
 
-@dataclass(frozen=True)
-class Faulty:
-    """A replica in which some workers misbehave in this round."""
-
-    workers: Tensor  # which, [n] bool
-    vectors: Tensor  # what all of its workers send, flat [1, n, d]
-
-
 @dataclass
 class Sent:
-    """What the workers sent in a round: the honest gradients, and what the Byzantine workers made of them."""
+    """What the workers sent in a round: the honest gradients, and what the Byzantine workers made of them.
 
-    gradients: Gradients
+    With the cell's `fault_rate` there are no Byzantine workers; what the faulty ones sent is among the gradients.
+    """
+
+    gradients: Gradients | PartlyExplicit
     byzantine: ByzantineVectors | None
-    faulty: dict[int, Faulty]  # by replica, with the cell's `fault_rate`
-    _squared_distances: Tensor | None = None
+    misbehaved: Tensor  # who sent something else than its gradient, [R, n] bool
 
+    @cached_property
     def squared_distances(self) -> Tensor:
         """Between all vectors, [R, n, n]."""
-        if self._squared_distances is None:
-            gram = self.gradients.gram
-            if self.byzantine is not None:
-                with_honest, among = self.byzantine.inner_products()
-                gram = torch.cat([torch.cat([gram, with_honest], 2), torch.cat([with_honest.mT, among], 2)], 1)
-            self._squared_distances = distances.from_gram(gram)
-        return self._squared_distances
+        gram = self.gradients.gram
+        if self.byzantine is not None:
+            with_honest, among = self.byzantine.inner_products()
+            gram = torch.cat([torch.cat([gram, with_honest], 2), torch.cat([with_honest.mT, among], 2)], 1)
+        return distances.from_gram(gram)
 
     def vectors(self) -> Tensor:
         """All of them, flat [R, n, d]."""
         vectors = self.gradients.vectors()
-        if self.byzantine is not None:
-            vectors = torch.cat([vectors, self.byzantine.vectors()], 1)
-        if self.faulty:
-            vectors = vectors.clone()
-        for replica, faulty in self.faulty.items():
-            vectors[replica] = faulty.vectors[0]
-        return vectors
+        return vectors if self.byzantine is None else torch.cat([vectors, self.byzantine.vectors()], 1)
 
 
 @dataclass(frozen=True)
@@ -179,20 +169,41 @@ def send(state: State) -> Sent:
         state.momentum = vectors if state.momentum is None else beta * state.momentum + (1 - beta) * vectors
         gradients = ExplicitGradients(state.momentum)
     byzantine = byzantine_vectors(state, gradients, np.arange(state.honest, cell.workers)) if cell.byzantine else None
-    return Sent(gradients, byzantine, _draw_faults(state, gradients) if cell.fault_rate else {})
+    misbehaved = np.tile(np.arange(cell.workers) >= state.honest, (len(state.seeds), 1))
+    sent = _with_faults(state, gradients, misbehaved) if cell.fault_rate else gradients
+    return Sent(sent, byzantine, torch.from_numpy(misbehaved).to(sent.like.device))
+
+
+def _with_faults(state: State, gradients: Gradients, misbehaved: np.ndarray) -> Gradients | PartlyExplicit:
+    """What all workers send if each misbehaves with the cell's `fault_rate`; notes who does in `misbehaved [R, n]`."""
+    for of_replica, rng in zip(misbehaved, state.faults, strict=True):
+        of_replica[:] = rng.random(state.cell.workers) < state.cell.fault_rate
+        of_replica[0] &= not of_replica.all()  # an attack needs somebody to look at
+    replicas = np.flatnonzero(misbehaved.any(1))
+    if not len(replicas):
+        return gradients
+    chosen = torch.from_numpy(replicas).to(gradients.like.device)
+    vectors = gradients.of_replicas(chosen).vectors()
+    for replica, sent in zip(replicas.tolist(), vectors.split(1), strict=True):
+        faulty, others = np.flatnonzero(misbehaved[replica]), np.flatnonzero(~misbehaved[replica])
+        honest = ExplicitGradients(sent[:, others])
+        sent[:, faulty] = byzantine_vectors(state, honest, faulty, slice(replica, replica + 1)).vectors()
+    return PartlyExplicit(gradients, chosen, vectors)
 
 
 def byzantine_vectors(
     state: State, honest: Gradients, workers: np.ndarray, replicas: slice = slice(None)
 ) -> ByzantineVectors:
     """What these Byzantine workers send in some replicas, seeing what the others send."""
-    numbers = torch.arange(len(state.seeds), device=state.coin.device)[replicas]
     parameters = [(weight[replicas], bias[replicas]) for weight, bias in state.parameters]
+    folds, rngs = state.folds.of(replicas), state.attacks[replicas]
 
-    def gradient(some: Tensor, samples: int | None) -> Tensor:
+    def gradient(samples: int | None) -> Callable[[], Tensor]:
         if samples is None:
-            return full_gradient(state.model, state.parameters, state.folds, numbers[some])
-        return estimated_gradient(state.model, state.parameters, state.folds, numbers[some], samples, state.attacks)
+            return lambda: mean_gradient(state.model, parameters, folds, *folds.whole_training)
+        index = folds.draw(samples, rngs)
+        shares = torch.full(index.shape, 1 / samples, dtype=honest.like.dtype, device=index.device)
+        return lambda: mean_gradient(state.model, parameters, folds, index, shares)
 
     def target() -> Tensor:
         if state.target is None:
@@ -214,7 +225,7 @@ def byzantine_vectors(
         own_vectors=own_vectors,
         round=state.round,
         memory=state.memory,
-        generators=state.attacks[replicas],
+        generators=rngs,
         noise=state.noise[replicas],
         dimension=models.dimension(state.model),
     )
@@ -231,31 +242,24 @@ def weigh(state: State, sent: Sent) -> Tensor:
         n = state.cell.workers
         geometry = torch.zeros(len(state.seeds), n, n, dtype=torch.float64, device=like.device)
         return rule(geometry, **state.context, **options).to(like.dtype)
-    certain = choice = None
     if isinstance(sent.byzantine, Directed) and rule.selects is not None and state.other_rule is None:
-        certain, choice = choice_without_the_direction(state, sent.gradients, sent.byzantine)
-        if bool(certain.all()):
+        choice = choice_without_the_direction(state, sent.byzantine)
+        if choice is not None:
             return choice.to(like.dtype)
-        sent.byzantine.form((~certain).nonzero().squeeze(-1))
-    weights = rule(sent.squared_distances(), **state.context, **options)
-    if certain is not None and choice is not None:
-        weights = choice.where(certain[:, None], weights)
-    weights = weights.to(like.dtype)
-    for replica, faulty in sent.faulty.items():
-        weights[replica] = _weights_of_vectors(state, faulty.vectors, slice(replica, replica + 1))[0]
-    return weights
+    return rule(sent.squared_distances, **state.context, **options).to(like.dtype)
 
 
-def choice_without_the_direction(state: State, gradients: Gradients, byzantine: Directed) -> tuple[Tensor, Tensor]:
-    """Where the choice is the same whatever direction the Byzantine vector has [R], and the choice's weights [R, n].
+def choice_without_the_direction(state: State, byzantine: Directed) -> Tensor | None:
+    """The choice's weights [R, n] if they are the same whatever direction the Byzantine vector has, else None.
 
     Scores do not fall when a distance grows. So the scores at the greatest and least distances that the vector's
     length allows enclose the true ones, and the m vectors of least greatest score are chosen if nobody else's
     least score reaches theirs.
     """
     n, h, f, options = state.cell.workers, state.honest, state.cell.declared_f, dict(state.cell.aggregator_options)
-    geometry = torch.zeros(len(state.seeds), n, n, dtype=torch.float64, device=gradients.like.device)
-    geometry[:, :h, :h] = distances.from_gram(gradients.gram)
+    gram = byzantine.adversary.gradients.gram
+    geometry = gram.new_zeros((len(state.seeds), n, n))
+    geometry[:, :h, :h] = distances.from_gram(gram)
 
     def scores(distance: Tensor) -> Tensor:
         geometry[:, :h, h:], geometry[:, h:, :h] = distance[:, :, None], distance[:, None, :]
@@ -273,18 +277,15 @@ def choice_without_the_direction(state: State, gradients: Gradients, byzantine: 
     certain = (reached < others[:, h:].amin(-1)) & (settled | (reached < others[:, :h].amin(-1)))
     certain &= geometry[:, :h, :h].isfinite().flatten(1).all(-1) & (choice[:, h:] == 0).all(-1)
     certain &= farthest.sqrt().amax(-1) < FARTHEST
-    return certain, choice / m
+    return choice / m if bool(certain.all()) else None
 
 
 @torch.inference_mode()
 def descend(state: State, sent: Sent, weights: Tensor) -> None:
     """Go one step along the weighted sum of what the workers sent, for `weights [R, n]`, and end the round."""
     rate, h = state.cell.learning_rate, state.honest
-    for replica, faulty in sent.faulty.items():
-        subtract(_only(state.parameters, replica), _weighted_sum(weights[replica, None], faulty.vectors), rate)
-    weights = _without_faulty_replicas(weights, sent)
     of_honest = weights[:, :h]
-    if sent.byzantine is not None:
+    if sent.byzantine is not None and bool((weights[:, h:] != 0).any()):
         coefficients, vectors = sent.byzantine.weighted(weights[:, h:])
         if coefficients is not None:
             of_honest = of_honest + coefficients
@@ -296,82 +297,39 @@ def descend(state: State, sent: Sent, weights: Tensor) -> None:
 
 def _step_by_vectors(state: State, sent: Sent) -> Observed:
     """A round of a rule that needs the vectors themselves, or the last aggregate."""
-    vectors, weights = sent.vectors(), None
-    if state.rule.sees == "distances":
-        weights = _weights_of_vectors(state, vectors)
-        with_previous = torch.cat([vectors, state.previous[:, None]], 1) if state.rule.previous else vectors
-        aggregate = _weighted_sum(weights, with_previous)
+    rule, options, weights, chosen = state.rule, dict(state.cell.aggregator_options), None, None
+    vectors = sent.vectors()
+    if rule.sees == "distances":
+        with_previous = torch.cat([vectors, state.previous[:, None]], 1) if rule.previous else vectors
+        squared = distances.from_gram(ExplicitGradients(with_previous).gram)
+        weights = rule(squared, **state.context, **options).to(vectors.dtype)
+        aggregate = weighted_sum(weights, with_previous)
     else:
-        context = dict(state.context)
-        if state.rule.select is not None:
-            squared = distances.from_gram(vectors.bmm(vectors.mT))
-            context["chosen"] = state.rule.select(squared, state.cell.declared_f)
-        aggregate = state.rule(vectors, **context, **dict(state.cell.aggregator_options))
+        if rule.select is not None:
+            squared = distances.from_gram(ExplicitGradients(vectors).gram)
+            chosen = rule.select(squared, state.cell.declared_f)
+        aggregate = rule(vectors, **state.context, chosen=chosen, **options)
     subtract(state.parameters, aggregate, state.cell.learning_rate)
     state.previous = aggregate
     state.round += 1
-    return Observed(None if weights is None else _byzantine_weight(state, sent, weights))
-
-
-def _weights_of_vectors(state: State, vectors: Tensor, replicas: slice = slice(None)) -> Tensor:
-    """The weights [r, n] that the rule gives explicit `vectors [r, n, d]`, or [r, n + 1] with the last aggregate's."""
-    if state.rule.previous:
-        vectors = torch.cat([vectors, state.previous[replicas, None]], 1)
-    context = {**state.context, "coin": state.coin[replicas]}
-    squared = distances.from_gram(vectors.bmm(vectors.mT))
-    return state.rule(squared, **context, **dict(state.cell.aggregator_options)).to(vectors.dtype)
-
-
-def _weighted_sum(weights: Tensor, vectors: Tensor) -> Tensor:
-    """`sum_i w_i V_i`, [r, d]; a vector without weight counts for nothing, NaN or not."""
-    return weights[:, None].bmm(vectors.where((weights != 0)[..., None], 0.0)).squeeze(1)
-
-
-def _draw_faults(state: State, gradients: Gradients) -> dict[int, Faulty]:
-    """With the cell's `fault_rate`, the replicas in which some workers misbehave in this round."""
-    faulty = {}
-    for replica, rng in enumerate(state.faults):
-        workers = rng.random(state.cell.workers) < state.cell.fault_rate
-        workers[0] &= not workers.all()  # an attack needs somebody to look at
-        if workers.any():
-            vectors = gradients.of_replicas(torch.tensor([replica], device=gradients.like.device)).vectors().clone()
-            honest = ExplicitGradients(vectors[:, torch.from_numpy(~workers)])
-            sent = byzantine_vectors(state, honest, workers.nonzero()[0], slice(replica, replica + 1))
-            vectors[:, torch.from_numpy(workers)] = sent.vectors()
-            faulty[replica] = Faulty(torch.from_numpy(workers).to(vectors.device), vectors)
-    return faulty
+    return Observed(None if weights is None else _byzantine_weight(sent, weights))
 
 
 def _observe(state: State, sent: Sent, weights: Tensor) -> Observed:
     norm_ratio = differs = None
     if not state.rule.fixed_weights:
-        gram = sent.gradients.gram
-        of_honest = _without_faulty_replicas(weights, sent)[:, None, : state.honest].double()
-        squared = of_honest.bmm(gram).bmm(of_honest.mT) / gram.mean((1, 2), keepdim=True)
-        norm_ratio = squared.clamp(min=0).sqrt().flatten()
+        behaved = (~sent.misbehaved[:, None, : state.honest]).double()
+        gram = sent.gradients.gram.where(behaved.mT * behaved > 0, 0.0)
+        of_honest = weights[:, None, : state.honest].double()
+        squared = of_honest.bmm(gram).bmm(of_honest.mT).flatten() / (gram.sum((1, 2)) / behaved.sum((1, 2)).square())
+        norm_ratio = squared.clamp(min=0).sqrt()
     if state.other_rule is not None:
-        other = state.other_rule(sent.squared_distances(), **state.context)
+        other = state.other_rule(sent.squared_distances, **state.context)
         differs = (other.to(weights.dtype) != weights).any(-1).double()
-    return Observed(_byzantine_weight(state, sent, weights), norm_ratio, differs)
+    return Observed(_byzantine_weight(sent, weights), norm_ratio, differs)
 
 
-def _byzantine_weight(state: State, sent: Sent, weights: Tensor) -> Tensor:
-    """The share of the weights given to Byzantine or faulty workers, [R]."""
-    share = weights[:, state.honest : state.cell.workers].sum(-1).double()
-    for replica, faulty in sent.faulty.items():
-        share[replica] = weights[replica, : state.cell.workers][faulty.workers].sum()
-    return share
-
-
-def _without_faulty_replicas(weights: Tensor, sent: Sent) -> Tensor:
-    """The weights, 0 in the replicas in which somebody misbehaves: they are dealt with by their explicit vectors."""
-    if not sent.faulty:
-        return weights
-    weights = weights.clone()
-    weights[list(sent.faulty)] = 0
-    return weights
-
-
-def _only(parameters: Parameters, replica: int) -> Parameters:
-    """Views of one replica's."""
-    return [(weight[replica, None], bias[replica, None]) for weight, bias in parameters]
+def _byzantine_weight(sent: Sent, weights: Tensor) -> Tensor:
+    """The share of the weights given to workers that misbehaved, [R]."""
+    of_workers = weights[:, : sent.misbehaved.shape[1]]
+    return of_workers.where(sent.misbehaved, 0.0).sum(-1).double()
