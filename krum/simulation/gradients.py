@@ -57,7 +57,8 @@ class WorkerGradients:
                 gram += products.unflatten(2, (-1, rows)).sum(-1).unflatten(1, (-1, rows)).sum(2)
             else:
                 _add_products_of_formed(gram, x, delta)
-        return gram.div_(self.batch_size**2)
+        upper = gram.triu_()  # the triangles of a product may differ in their last bits, and ties would break
+        return (upper + upper.triu(1).mT).div_(self.batch_size**2)
 
     def inner_products(self, vectors: Tensor) -> Tensor:
         """`<G_i, E_k>` with flat `vectors [R, e, d]`: [R, h, e] float64."""
