@@ -190,25 +190,19 @@ class TestGaussian:
         sent = send(start(cell, few_samples, seeds=seeds, dtype=torch.float64))
         return sent.gradients, sent.byzantine
 
-    def test_formed_vectors_have_the_drawn_inner_products(self, make_cell, few_samples):
+    def test_what_is_formed_has_the_drawn_inner_products(self, make_cell, few_samples):
+        """The vectors, and the one vector that is drawn for a sum of several."""
         for batch_size in (1, 2):
             gradients, byzantine = self.drawn(make_cell, few_samples, range(3), batch_size=batch_size)
             with_honest, among = byzantine.inner_products()
-            vectors, honest = byzantine.vectors(), gradients.vectors()
-            assert torch.allclose(honest @ vectors.mT, with_honest, rtol=1e-9, atol=1e-9)
-            assert torch.allclose(vectors @ vectors.mT, among, rtol=1e-9, atol=1e-9)
-
-    def test_a_weighted_sum_has_the_drawn_inner_products(self, make_cell, few_samples):
-        """One vector is drawn for the sum of several; its products follow from theirs."""
-        gradients, byzantine = self.drawn(make_cell, few_samples, range(3))
-        with_honest, among = byzantine.inner_products()
-        weights = torch.linspace(0, 1, 12, dtype=torch.float64).view(3, -1)
-        honest = gradients.vectors()
-        coefficients, vector = byzantine.weighted(weights)
-        total = (coefficients[:, None] @ honest)[:, 0] + vector
-        assert torch.allclose((honest @ total[..., None]), with_honest @ weights[..., None], rtol=1e-9, atol=1e-9)
-        expected = (weights[:, None] @ among @ weights[..., None]).flatten()
-        assert torch.allclose(total.square().sum(-1), expected, rtol=1e-9)
+            honest, weights = gradients.vectors(), torch.linspace(0, 1, 12, dtype=torch.float64).view(3, 1, -1)
+            coefficients, vector = byzantine.weighted(weights[:, 0])
+            every = torch.eye(4, dtype=torch.float64).expand(3, -1, -1)
+            total = coefficients[:, None] @ honest + vector[:, None]
+            for formed, sums in ((byzantine.vectors(), every), (total, weights)):
+                close = {"rtol": 1e-9, "atol": 1e-9}
+                assert torch.allclose(honest @ formed.mT, with_honest @ sums.mT, **close)
+                assert torch.allclose(formed @ formed.mT, sums @ among @ sums.mT, **close)
 
     def test_identical_and_zero_honest_gradients(self, make_cell, few_samples):
         gradients, byzantine = self.drawn(make_cell, few_samples, range(2))

@@ -25,9 +25,13 @@ def test_a_replica_with_faults_is_the_same_alone(make_cell, assert_same_alone):
             assert_same_alone(cell, (aggregator, attack))
 
 
-def test_byzantine_weight_counts_the_faulty(make_cell, few_samples):
-    columns = simulate(with_faults(make_cell(aggregator="average", rounds=200), "mimic", 0.2), few_samples)
-    assert abs(columns["byzantine_weight"][columns["round"] > 0].mean() - 0.2) < 0.02
+def test_what_is_recorded_sees_the_faulty(make_cell, few_samples):
+    averaged = simulate(with_faults(make_cell(aggregator="average", rounds=200), "mimic", 0.2), few_samples)
+    assert abs(averaged["byzantine_weight"][averaged["round"] > 0].mean() - 0.2) < 0.02
+    chosen = simulate(with_faults(make_cell(compare_with="krum"), "nan", 0.2), few_samples)
+    recorded = chosen["round"] > 0
+    assert (chosen["differs"][recorded] == 0).all(), "the same rule sees the same vectors"
+    assert (chosen["byzantine_weight"][recorded] == 0).all() and (chosen["norm_ratio"][recorded] > 0.5).all()
 
 
 def test_a_worker_that_is_always_honest_never_misbehaves(make_cell, few_samples):

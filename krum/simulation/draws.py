@@ -110,8 +110,8 @@ def split(
         mean = np.stack([values[fold].mean(0) for fold in training])
         deviation = np.stack([values[fold].std(0) for fold in training])
         scale = 1 / np.where(deviation > 0, deviation, 1)
-        shift_and_scale = (torch.from_numpy(part)[:, None].to(device, dtype) for part in (mean, scale))
-        features = (features - next(shift_and_scale)).mul_(next(shift_and_scale))
+        shift, factor = (torch.from_numpy(part)[:, None].to(device, dtype) for part in (mean, scale))
+        features = (features - shift).mul_(factor)
     labels = torch.from_numpy(samples.labels).to(device)
     return Folds(features, labels, training, [held_out for _, held_out in splits])
 

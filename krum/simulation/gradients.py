@@ -54,7 +54,7 @@ class WorkerGradients:
             rows = x.shape[1] // self.workers
             if cheaper_branch(self.workers, rows, x.shape[-1], delta.shape[-1]) == "sample pairs":
                 products = x.bmm(x.mT).add_(1).mul_(delta.bmm(delta.mT))
-                gram += products.unflatten(2, (-1, rows)).sum(-1).unflatten(1, (-1, rows)).sum(2)
+                gram += products.unflatten(1, (-1, rows)).sum(2).unflatten(-1, (-1, rows)).sum(-1)
             else:
                 _add_products_of_formed(gram, x, delta)
         upper = gram.triu_()  # the triangles of a product may differ in their last bits, and ties would break

@@ -14,13 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from krum.registry import lookup
 from krum.rules import distances
 from krum.rules.aggregators import AGGREGATORS, Aggregator
 from krum.simulation import draws, models
 from krum.simulation.adversary import Adversary, ByzantineVectors, Directed
-from krum.simulation.attacks import ATTACKS, Attack
-from krum.simulation.datasets import DATASETS, Dataset, Samples
+from krum.simulation.attacks import ATTACKS
+from krum.simulation.datasets import DATASETS, Samples
 from krum.simulation.draws import Folds, MiniBatches
 from krum.simulation.full_gradient import mean_gradient, wrong_model
 from krum.simulation.gradients import (
@@ -45,9 +44,7 @@ class State:
 
     cell: Cell
     seeds: list[int]
-    dataset: Dataset
     rule: Aggregator
-    attack: Attack
     other_rule: Aggregator | None  # that of `compare_with`
     model: Model
     folds: Folds
@@ -58,8 +55,8 @@ class State:
     faults: list[np.random.Generator]
     attacks: list[np.random.Generator]
     noise: list[torch.Generator]
+    coin: Tensor  # this round's, [R] float64
     round: int = 0  # how many are done
-    coin: Tensor = field(default_factory=lambda: torch.zeros(1, dtype=torch.float64))  # this round's, [R]
     momentum: Tensor | None = None  # the honest workers', flat [R, h, d]
     memory: dict[str, Any] = field(default_factory=dict)  # the attack's
     target: Tensor | None = None  # the model that an attack steers to, flat [R, d]
@@ -120,17 +117,15 @@ def start(
 ) -> State:
     """The state before the first round."""
     device, seeds = torch.device(device), list(seeds)
-    dataset = lookup(DATASETS, cell.dataset, "data set")
+    dataset = DATASETS[cell.dataset]
     model = models.build(cell.model, dict(cell.model_options), dataset.features, dataset.classes)
     folds = draws.split(cell, dataset, samples, seeds, device, dtype)
     noise = [int(draws.stream(seed, "attack noise").generate_state(1, np.uint64)[0]) for seed in seeds]
     return State(
         cell=cell,
         seeds=seeds,
-        dataset=dataset,
-        rule=lookup(AGGREGATORS, cell.aggregator, "aggregator"),
-        attack=lookup(ATTACKS, cell.attack, "attack"),
-        other_rule=None if cell.compare_with is None else lookup(AGGREGATORS, cell.compare_with, "aggregator"),
+        rule=AGGREGATORS[cell.aggregator],
+        other_rule=None if cell.compare_with is None else AGGREGATORS[cell.compare_with],
         model=model,
         folds=folds,
         batches=MiniBatches(cell, folds, seeds),
@@ -196,7 +191,7 @@ def byzantine_vectors(
 ) -> ByzantineVectors:
     """What these Byzantine workers send in some replicas, seeing what the others send."""
     parameters = [(weight[replicas], bias[replicas]) for weight, bias in state.parameters]
-    folds, rngs = state.folds.of(replicas), state.attacks[replicas]
+    folds, rngs, classes = state.folds.of(replicas), state.attacks[replicas], DATASETS[state.cell.dataset].classes
 
     def gradient(samples: int | None) -> Callable[[], Tensor]:
         if samples is None:
@@ -207,12 +202,12 @@ def byzantine_vectors(
 
     def target() -> Tensor:
         if state.target is None:
-            state.target = wrong_model(state.model, state.folds, state.seeds, state.dataset.classes)
+            state.target = wrong_model(state.model, state.folds, state.seeds, classes)
         return state.target[replicas]
 
     def own_vectors(relabelled: bool = False) -> Tensor:
         samples, labels = state.batches.of(state.round, workers, replicas)
-        labels = state.dataset.classes - 1 - labels if relabelled else labels
+        labels = classes - 1 - labels if relabelled else labels
         return worker_gradients(state.model, parameters, samples, labels, len(workers)).vectors()
 
     adversary = Adversary(
@@ -229,7 +224,7 @@ def byzantine_vectors(
         noise=state.noise[replicas],
         dimension=models.dimension(state.model),
     )
-    sent = state.attack(adversary, **dict(state.cell.attack_options))
+    sent = ATTACKS[state.cell.attack](adversary, **dict(state.cell.attack_options))
     assert sent is not None
     return sent
 
