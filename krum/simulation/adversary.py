@@ -152,36 +152,26 @@ class Linear(ByzantineVectors):
         return sum(parts[1:], parts[0]).expand(-1, self.adversary.byzantine, -1)
 
 
-@dataclass
-class Directed(ByzantineVectors):
+class Directed(Linear):
     """One vector of known length, shared by all, whose direction costs more than everything else in the round."""
 
-    adversary: Adversary
-    direction: Callable[[], Tensor]
-    length: float
+    def __init__(self, adversary: Adversary, direction: Callable[[], Tensor], length: float):
+        self.adversary, self.direction, self.length = adversary, direction, length
+        self.coefficients = None
+
+    @cached_property
+    def explicit(self) -> Tensor:  # type: ignore[override]  # computed when it is first asked for
+        """The vector, [R, 1, d]."""
+        vector = self.direction()
+        norm = vector.norm(dim=-1, keepdim=True)
+        vector = vector * (self.length / norm.where(norm != 0, 1))
+        vector[:, :1] = vector[:, :1].where(norm != 0, self.length)
+        return vector[:, None]
 
     def bounds(self) -> tuple[Tensor, Tensor]:
         """The least and greatest squared distance to each honest gradient, whatever the direction: [R, h] each."""
         norms = self.adversary.gradients.gram.diagonal(dim1=-2, dim2=-1).sqrt()
         return (self.length - norms).clamp(min=0).square(), (self.length + norms).square()
-
-    @cached_property
-    def formed(self) -> Linear:
-        """The vector, in its direction."""
-        vector = self.direction()
-        norm = vector.norm(dim=-1, keepdim=True)
-        vector = vector * (self.length / norm.where(norm != 0, 1))
-        vector[:, :1] = vector[:, :1].where(norm != 0, self.length)
-        return Linear(self.adversary, None, vector[:, None])
-
-    def inner_products(self) -> tuple[Tensor, Tensor]:
-        return self.formed.inner_products()
-
-    def weighted(self, weights: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        return self.formed.weighted(weights)
-
-    def vectors(self) -> Tensor:
-        return self.formed.vectors()
 
 
 @dataclass

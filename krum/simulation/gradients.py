@@ -171,11 +171,6 @@ class PartlyExplicit:
     chosen: Tensor
     flat: Tensor
 
-    @property
-    def like(self) -> Tensor:
-        """A tensor of the same dtype and device."""
-        return self.gradients.like
-
     @cached_property
     def gram(self) -> Tensor:
         """Inner products, [R, h, h] float64."""

@@ -166,7 +166,7 @@ def send(state: State) -> Sent:
     byzantine = byzantine_vectors(state, gradients, np.arange(state.honest, cell.workers)) if cell.byzantine else None
     misbehaved = np.tile(np.arange(cell.workers) >= state.honest, (len(state.seeds), 1))
     sent = _with_faults(state, gradients, misbehaved) if cell.fault_rate else gradients
-    return Sent(sent, byzantine, torch.from_numpy(misbehaved).to(sent.like.device))
+    return Sent(sent, byzantine, torch.from_numpy(misbehaved).to(state.previous.device))
 
 
 def _with_faults(state: State, gradients: Gradients, misbehaved: np.ndarray) -> Gradients | PartlyExplicit:
@@ -232,7 +232,7 @@ def byzantine_vectors(
 @torch.inference_mode()
 def weigh(state: State, sent: Sent) -> Tensor:
     """The rule's weights [R, n] for what the workers sent, from inner products alone."""
-    rule, options, like = state.rule, dict(state.cell.aggregator_options), sent.gradients.like
+    rule, options, like = state.rule, dict(state.cell.aggregator_options), state.previous
     if rule.fixed_weights:
         n = state.cell.workers
         geometry = torch.zeros(len(state.seeds), n, n, dtype=torch.float64, device=like.device)
