@@ -165,26 +165,34 @@ Gradients = WorkerGradients | ExplicitGradients
 
 @dataclass(frozen=True)
 class PartlyExplicit:
-    """The gradients of the workers, but in some replicas, `chosen [r]`, explicit vectors `flat [r, h, d]`."""
+    """The gradients of the workers, but in some replicas explicit vectors in their place."""
 
     gradients: Gradients
-    chosen: Tensor
-    flat: Tensor
+    explicit: dict[int, ExplicitGradients]  # by replica, flat [1, h, d] each: a CPU's cache holds one, not all
 
     @cached_property
     def gram(self) -> Tensor:
         """Inner products, [R, h, h] float64."""
-        return self.gradients.gram.index_copy(0, self.chosen, ExplicitGradients(self.flat).gram)
+        gram = self.gradients.gram.clone()
+        for replica, of_replica in self.explicit.items():
+            gram[replica] = of_replica.gram[0]
+        return gram
 
     def vectors(self) -> Tensor:
         """All vectors, flat: [R, h, d]."""
-        return self.gradients.vectors().index_copy(0, self.chosen, self.flat)
+        vectors = self.gradients.vectors().clone()
+        for replica, of_replica in self.explicit.items():
+            vectors[replica] = of_replica.flat[0]
+        return vectors
 
     def descend(self, parameters: Parameters, weights: Tensor, rate: float) -> None:
         """Subtract `rate sum_i w_i V_i` from the parameters, for `weights [R, h]`."""
-        self.gradients.descend(parameters, weights.index_fill(0, self.chosen, 0.0), rate)
-        sums = weighted_sum(weights[self.chosen], self.flat)
-        subtract(parameters, sums.new_zeros(len(weights), sums.shape[-1]).index_copy(0, self.chosen, sums), rate)
+        of_others = weights.clone()
+        of_others[list(self.explicit)] = 0
+        self.gradients.descend(parameters, of_others, rate)
+        for replica, of_replica in self.explicit.items():
+            one = slice(replica, replica + 1)
+            of_replica.descend([(weight[one], bias[one]) for weight, bias in parameters], weights[one], rate)
 
 
 def worker_gradients(

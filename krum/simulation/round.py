@@ -169,21 +169,19 @@ def send(state: State) -> Sent:
     return Sent(sent, byzantine, torch.from_numpy(misbehaved).to(state.previous.device))
 
 
-def _with_faults(state: State, gradients: Gradients, misbehaved: np.ndarray) -> Gradients | PartlyExplicit:
+def _with_faults(state: State, gradients: Gradients, misbehaved: np.ndarray) -> PartlyExplicit:
     """What all workers send if each misbehaves with the cell's `fault_rate`; notes who does in `misbehaved [R, n]`."""
     for of_replica, rng in zip(misbehaved, state.faults, strict=True):
         of_replica[:] = rng.random(state.cell.workers) < state.cell.fault_rate
         of_replica[0] &= not of_replica.all()  # an attack needs somebody to look at
-    replicas = np.flatnonzero(misbehaved.any(1))
-    if not len(replicas):
-        return gradients
-    chosen = torch.from_numpy(replicas).to(gradients.like.device)
-    vectors = gradients.of_replicas(chosen).vectors()
-    for replica, sent in zip(replicas.tolist(), vectors.split(1), strict=True):
+    explicit = {}
+    for replica in np.flatnonzero(misbehaved.any(1)).tolist():
         faulty, others = np.flatnonzero(misbehaved[replica]), np.flatnonzero(~misbehaved[replica])
-        honest = ExplicitGradients(sent[:, others])
-        sent[:, faulty] = byzantine_vectors(state, honest, faulty, slice(replica, replica + 1)).vectors()
-    return PartlyExplicit(gradients, chosen, vectors)
+        vectors = gradients.of_replicas(torch.tensor([replica], device=gradients.like.device)).vectors()
+        honest = ExplicitGradients(vectors[:, others])
+        vectors[:, faulty] = byzantine_vectors(state, honest, faulty, slice(replica, replica + 1)).vectors()
+        explicit[replica] = ExplicitGradients(vectors)
+    return PartlyExplicit(gradients, explicit)
 
 
 def byzantine_vectors(
