@@ -45,5 +45,5 @@ def probe_rows(probe, seed, rng):
             for rank in range(1, options.get("workers", 0) - options.get("byzantine", 0) + 1)
         ],
     }
-    rows = drawn.get(probe.name) or probes.PROBES[probe.name].function(seed, **dict(probe.options))
+    rows = drawn.get(probe.name) or probes.run_probe(probe.name, seed, dict(probe.options))
     return [{"seed": seed, **options, **row} for row in rows]

@@ -2,7 +2,6 @@
 
 import math
 import shutil
-from dataclasses import replace
 
 import numpy as np
 import oracle
@@ -17,7 +16,7 @@ from krum.simulation.parameters import make_cell
 from krum.simulation.round import send, start
 from krum.suite import experiment, probes, theory
 
-SHORT = {"choices": {"rounds": 10}, "split": {"rounds": 25}, "exchange": {"ranks": 2, "dimension": 1_000}}
+SHORT = {"choices": {"rounds": 2}, "exchange": {"ranks": 2, "dimension": 1_000}}
 
 
 def eta_as_written(n, f):
@@ -36,20 +35,13 @@ def test_eta_is_the_propositions_and_infinite_outside_it():
 
 def test_every_probe_gives_rows_of_its_columns_and_the_same_for_a_seed():
     for name, registered in probes.PROBES.items():
-        first = probes.run_probe(name, 1, SHORT.get(name, {}))  # raises where a row does not fit
+        if name == "split":  # see test_sharded
+            continue
+        first = probes.run_probe(name, 1, SHORT.get(name, {}))
         assert first and set(first[0]) == set(registered.columns) >= set(registered.options)
-        if name not in ("split", "exchange", "timing"):  # those that take longer or measure time
+        if not registered.exclusive:  # measures time
             again, other = (probes.run_probe(name, seed, SHORT.get(name, {})) for seed in (1, 2))
             assert repr(first) == repr(again) != repr(other)
-
-
-def test_row_with_other_columns_than_declared_is_refused(monkeypatch):
-    steering = probes.PROBES["steering"]
-    for wrong, words in (({"distance": 1}, "distance"), ({"distance": 0.5, "more": 2}, "more"), ({}, "distance")):
-        function = lambda seed, wrong=wrong: [{"distance": 0.5}, wrong]  # noqa: E731
-        monkeypatch.setitem(probes.PROBES, "steering", replace(steering, function=function))
-        with pytest.raises(InputError, match=f"probe steering: .* differ in {words}$"):
-            probes.run_probe("steering", 0, {})
 
 
 def test_plane_puts_the_colluders_at_the_barycentre():
@@ -151,12 +143,11 @@ def test_bad_probes_are_refused_in_one_line(tmp_path):
         ({"name": "resilience", "dimension": 10**10}, "dimension: found 10,000,000,000; the vectors hold"),
         ({"name": "resilience", "seeds": 0}, "seeds: found 0; give an integer, at least 1"),
         ({"name": "plane", "distance": -1.0}, "found -1.0; give a positive number"),
-        ({"name": "plane", "byzantine": 1}, "found 1; give at least 2 colluders"),
         ({"name": "steering", "aggregator": "krun"}, "did you mean 'krum'?"),
         ({"name": "steering", "aggregator": "1-p-krum"}, "depends on chance"),
         ({"name": "steering", "aggregator": 3}, "found 3; give a text"),
         ({"name": "steering", "workers": 4, "aggregator": "krum"}, "found n = 4, f = 1"),
-        ({"name": "timing", "workers": 2}, "workers: found 2; give at least 3"),
+        ({"name": "timing", "workers": 2}, "found n = 2, f = 0"),
         ({"name": "choices", "dataset": "spambas"}, "unknown data set 'spambas'; did you mean 'spambase'?"),
         ({"name": "choices", "batch_size": 5_000}, "batch_size: found 5000; spambase holds 4601 samples"),
         ({"name": "choices", "aggregator": "median"}, "median does not choose vectors"),

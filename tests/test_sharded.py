@@ -24,7 +24,7 @@ from krum.errors import InputError
 from krum.rules.aggregators import AGGREGATORS
 from krum.simulation.parameters import make_cell
 from krum.simulation.run import simulate
-from krum.suite.probes import PROBES
+from krum.suite.probes import run_probe
 
 ROOT = Path(__file__).resolve().parent.parent
 RANKS, N, D, F = 4, 11, 103, 2
@@ -320,12 +320,11 @@ def test_bad_arguments_are_refused_before_any_rank_waits(monkeypatch, capsys):
 
 
 def test_split_model_trains_as_the_whole_one():
-    split = PROBES["split"].function
-    rows = split(0, rounds=50)
+    rows = run_probe("split", 0, {"rounds": 50})
     assert [row["round"] for row in rows] == [0, 25, 50]
     assert all(row["difference"] < 0.003 and row["agreed"] == 1 for row in rows)
     assert rows[-1]["test_error"] < rows[0]["test_error"]
-    assert split(0, rounds=25, slices="apart")[-1]["agreed"] < 1
+    assert run_probe("split", 0, {"rounds": 25, "slices": "apart"})[-1]["agreed"] < 1
 
 
 def test_bytes_on_the_wire_are_those_of_the_formula():

@@ -1,9 +1,9 @@
 """Measurements that are no training run: one decorated function each, from a seed to rows.
 
-A probe is called once per seed and returns rows, dictionaries of plain numbers and texts, to which its name, its seed
-and its options are added. It draws only from `numpy.random.default_rng([seed, ...])`, so that a seed always gives the
-same rows. Keyword-only parameters are its options; an experiment's YAML may list several values of each, and lists
-multiply. To add a probe, write one function here.
+A probe is called once per seed and returns rows, named tuples whose fields become columns of its results, to which its
+name, its seed and its options are added. It draws only from `numpy.random.default_rng([seed, ...])`, so that a seed
+always gives the same rows. Keyword-only parameters are its options; an experiment's YAML may list several values of
+each, and lists multiply. To add a probe, write its row and one function here.
 """
 
 import inspect
@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Self, get_type_hints
+from typing import Any, NamedTuple, Self, get_args, get_type_hints
 
 import numpy as np
 import torch
@@ -34,60 +34,41 @@ from krum.suite.theory import eta
 
 MOST_RANKS = 64
 MOST_NUMBERS = 10**10  # of all vectors together
-Rows = list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
 class Registered:
     """A registered probe."""
 
-    name: str
-    function: Callable[..., Rows]
+    function: Callable[..., list]
     options: Mapping[str, Any]  # and their defaults
-    columns: Mapping[str, type]  # of its rows, the options among them: float, int, bool or str
-    check: Callable[..., None] | None  # refuses options beyond what `check` below refuses in every probe
+    columns: Mapping[str, type]  # of its results: the options, then the fields of its rows; float, int, bool or str
     exclusive: bool  # it measures time: nothing else may run beside it
-
-    @property
-    def training(self) -> bool:
-        """Whether it trains a model, on the data set that its option names."""
-        return "dataset" in self.options
 
 
 PROBES: dict[str, Registered] = {}
 
 
-def probe(
-    columns: Mapping[str, type], *, check: Callable[..., None] | None = None, exclusive: bool = False
-) -> Callable[[Callable[..., Rows]], Callable[..., Rows]]:
-    """Register a function `(seed, *, options) -> rows` with the columns of its rows beside the options.
+def probe(*, exclusive: bool = False) -> Callable[[Callable[..., list]], Callable[..., list]]:
+    """Register a function `(seed, *, options) -> list[row]`. `exclusive` keeps every other job away while it runs."""
 
-    `check(**options)` raises InputError where the options do not fit each other. `exclusive` keeps every other job away
-    while the probe runs.
-    """
-
-    def decorate(function: Callable[..., Rows]) -> Callable[..., Rows]:
+    def decorate(function: Callable[..., list]) -> Callable[..., list]:
+        types = get_type_hints(function)
         parameters = inspect.signature(function).parameters.values()
         options = {one.name: one.default for one in parameters if one.kind == one.KEYWORD_ONLY}
-        types, name = get_type_hints(function), kebab(function)
-        all_columns = {**{option: types[option] for option in options}, **columns}
-        PROBES[name] = Registered(name, function, options, all_columns, check, exclusive)
+        (row,) = get_args(types["return"])
+        columns = {**{option: types[option] for option in options}, **get_type_hints(row)}
+        PROBES[kebab(function)] = Registered(function, options, columns, exclusive)
         return function
 
     return decorate
 
 
-def run_probe(name: str, seed: int, options: Mapping[str, Any]) -> Rows:
-    """A probe's rows, with its options. Raises InputError where they are not of the columns that it declares."""
-    columns = PROBES[name].columns
-    chosen = {option: columns[option](value) for option, value in all_options(name, options).items()}
-    rows = [{**chosen, **row} for row in PROBES[name].function(seed, **options)]
-    for row in rows:
-        types = {key: type(value) for key, value in row.items()}
-        if types != columns:
-            differing = sorted({key for key, _ in types.items() ^ columns.items()})
-            raise InputError(f"probe {name}: a row and the declared columns differ in {', '.join(differing)}")
-    return rows
+def run_probe(name: str, seed: int, options: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A probe's rows, with its options, each value in its column's type."""
+    columns, chosen = PROBES[name].columns, all_options(name, options)
+    rows = [{**chosen, **row._asdict()} for row in PROBES[name].function(seed, **options)]
+    return [{column: kind(row[column]) for column, kind in columns.items()} for row in rows]
 
 
 def all_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -96,39 +77,33 @@ def all_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check(name: str, options: Mapping[str, Any]) -> None:
-    """Refuse options that fit each other badly, before anything runs: InputError.
-
-    An option of a name is the same thing in every probe, and is checked for all of them.
-    """
+    """Refuse options that fit each other badly: InputError. An option of a name is the same thing in every probe."""
     chosen = all_options(name, options)
     if "ranks" in chosen and not 2 <= chosen["ranks"] <= MOST_RANKS:
         raise InputError(f"ranks: found {chosen['ranks']}; give 2 to {MOST_RANKS} processes")
+    if "slices" in chosen and chosen["slices"] not in ("together", "apart"):
+        raise InputError(f"slices: found {chosen['slices']!r}; give together or apart")
     if "dataset" in chosen:
         samples = lookup(DATASETS, chosen["dataset"], "data set").samples
         if chosen.get("batch_size", 1) > samples:
             raise InputError(f"batch_size: found {chosen['batch_size']}; {chosen['dataset']} holds {samples} samples")
-    numbers = chosen.get("dimension", 0) * max(chosen.get("workers", 0), chosen.get("ranks", 0))
+    dimension, workers = chosen.get("dimension", 0), chosen.get("workers", 0)
+    numbers = dimension * max(workers, chosen.get("ranks", 0))
     if numbers > MOST_NUMBERS:
         raise InputError(
-            f"dimension: found {chosen['dimension']:,}; the vectors hold {numbers:,} numbers, at most {MOST_NUMBERS:,}"
+            f"dimension: found {dimension:,}; the vectors hold {numbers:,} numbers, at most {MOST_NUMBERS:,}"
         )
-    if "workers" in chosen:
-        workers, byzantine = chosen["workers"], chosen.get("byzantine", 1)
-        if byzantine >= workers and "byzantine" in chosen:
-            raise InputError(f"byzantine: found {byzantine} of {workers} workers; give fewer, so that one is honest")
-        _check_rule(workers, chosen.get("declared_f", byzantine), chosen.get("aggregator", "krum"))
-    if (further := PROBES[name].check) is not None:
-        further(**chosen)
-
-
-def _check_rule(workers: int, f: int, aggregator: str) -> None:
-    """Refuse a rule that is not there, depends on chance, or is not made for so many workers and attackers."""
-    rule = lookup(AGGREGATORS, aggregator, "aggregator")
+    if not workers:
+        return
+    byzantine = chosen.get("byzantine", 1)
+    if byzantine >= workers:
+        raise InputError(f"byzantine: found {byzantine} of {workers} workers; give fewer, so that one is honest")
+    rule = lookup(AGGREGATORS, chosen.get("aggregator", "krum"), "aggregator")
     if set(rule.needs) - {"f"}:
         raise InputError(f"{rule.name} depends on chance; give an aggregator that does not")
-    if workers < 3:
-        raise InputError(f"workers: found {workers}; give at least 3")
-    rule.check(workers, f, {})
+    if name == "choices" and rule.selects is None:
+        raise InputError(f"{rule.name} does not choose vectors; give a rule that does, such as krum")
+    rule.check(workers, most_declared(workers) if name == "timing" else chosen.get("declared_f", byzantine), {})
 
 
 @dataclass(frozen=True)
@@ -140,8 +115,9 @@ class Probe(Measured):
     seeds: int
 
     def validated(self) -> Self:
-        """Its options and seeds checked; `check` tells how the options fit each other. Raises InputError."""
-        check_options(self.name, lookup(PROBES, self.name, "probe").function, dict(self.options))
+        """Each option and the seeds checked, and how the options fit each other. Raises InputError."""
+        check_options(f"probe {self.name}", lookup(PROBES, self.name, "probe").function, dict(self.options))
+        check(self.name, dict(self.options))
         return replace(self, seeds=checked("seeds", self.seeds))
 
     @property
@@ -152,28 +128,31 @@ class Probe(Measured):
     @property
     def dataset(self) -> str | None:
         """The data set that it trains on, if any."""
-        if not PROBES[self.name].training:
-            return None
-        return all_options(self.name, dict(self.options))["dataset"]
+        return all_options(self.name, dict(self.options)).get("dataset")
+
+    @property
+    def exclusive(self) -> bool:
+        """It measures time: nothing else may run beside it."""
+        return PROBES[self.name].exclusive
 
 
-def _check_plane(*, byzantine: int, **_: Any) -> None:
-    if byzantine < 2:
-        raise InputError(f"byzantine: found {byzantine}; give at least 2 colluders")
+class PlaneRow(NamedTuple):
+    """A vector of the plane, and which rules choose it."""
+
+    vector: int
+    role: str
+    x: float
+    y: float
+    chosen_by_nearest_to_barycentre: bool
+    chosen_by_krum: bool
 
 
-@probe(
-    {
-        **{"vector": int, "role": str, "x": float, "y": float},
-        **{"chosen_by_nearest_to_barycentre": bool, "chosen_by_krum": bool},
-    },
-    check=_check_plane,
-)
-def plane(seed: int, *, workers: int = 20, byzantine: int = 2, distance: float = 6.0) -> Rows:
+@probe()
+def plane(seed: int, *, workers: int = 20, byzantine: int = 2, distance: float = 6.0) -> list[PlaneRow]:
     """Figure 2: who is chosen among honest vectors `N((1, 0.5), 0.3^2 I)` in the plane and f colluders.
 
     All colluders but one send T, `distance` away from the honest mean; the last moves the barycentre of all there.
-    One row per vector: x, y, role, and whether each rule chooses it; the true mean is (1, 0.5).
+    The true mean is (1, 0.5).
     """
     rng = np.random.default_rng([seed, 2])
     h = workers - byzantine
@@ -183,20 +162,8 @@ def plane(seed: int, *, workers: int = 20, byzantine: int = 2, distance: float =
     vectors = np.vstack([honest, np.tile(target, (byzantine - 1, 1)), far])
     roles = ["honest"] * h + ["at the barycentre"] * (byzantine - 1) + ["far"]
     centred = torch.from_numpy(vectors - honest.mean(0))
-    barycentre, chosen = (
-        krum.weights(centred @ centred.T, rule, f=byzantine) > 0 for rule in ("nearest-to-barycentre", "krum")
-    )
-    return [
-        {
-            "vector": number,
-            "role": role,
-            "x": float(vector[0]),
-            "y": float(vector[1]),
-            "chosen_by_nearest_to_barycentre": bool(barycentre[number]),
-            "chosen_by_krum": bool(chosen[number]),
-        }
-        for number, (role, vector) in enumerate(zip(roles, vectors, strict=True))
-    ]
+    chosen = [krum.weights(centred @ centred.T, rule, f=byzantine) > 0 for rule in ("nearest-to-barycentre", "krum")]
+    return [PlaneRow(*row) for row in zip(range(workers), roles, *vectors.T, *chosen, strict=True)]
 
 
 RESILIENCE_TRIALS = 100  # per seed and noise
@@ -204,13 +171,22 @@ NOISES = (0.01, 0.02, 0.04, 0.06, 0.1, 0.15, 0.3, 0.6, 1.0, 2.0, 4.0)
 KAPPAS = (0.1, 0.3, 1.0, 3.0, 10.0)
 
 
-@probe(
-    {
-        **{"noise": float, "attack": str, "inner_product": float, "cosine": float, "attacker_chosen": float},
-        **{"sin_alpha": float, "condition_holds": bool, "bound": float, "trials": int},
-    }
-)
-def resilience(seed: int, *, workers: int = 20, byzantine: int = 0, dimension: int = 100) -> Rows:
+class ResilienceRow(NamedTuple):
+    """Means over the trials of one noise and attack, and Proposition 1's condition and bound."""
+
+    noise: float
+    attack: str
+    inner_product: float
+    cosine: float
+    attacker_chosen: float
+    sin_alpha: float
+    condition_holds: bool
+    bound: float
+    trials: int
+
+
+@probe()
+def resilience(seed: int, *, workers: int = 20, byzantine: int = 0, dimension: int = 100) -> list[ResilienceRow]:
     """Figure 3: the inner product of Krum's expectation with the true gradient g, under several attacks.
 
     Honest estimates are `g + N(0, sigma^2 I)` with `||g|| = 1` and `sqrt(d) sigma = noise`, for each of NOISES. One row
@@ -228,35 +204,28 @@ def resilience(seed: int, *, workers: int = 20, byzantine: int = 0, dimension: i
         for attack, sent in _attackers(honest, byzantine, sigma, rng).items():
             expectation, attacker_chosen = _expected_krum(honest, sent, byzantine)
             rows.append(
-                {
-                    "noise": noise,
-                    "attack": attack,
-                    "inner_product": float(expectation[0]),
-                    "cosine": float(expectation[0] / np.linalg.norm(expectation)),
-                    "attacker_chosen": attacker_chosen,
-                    "sin_alpha": sine,
-                    "condition_holds": sine < 1,
-                    "bound": 1 - sine if sine < 1 else math.nan,
-                    "trials": RESILIENCE_TRIALS,
-                }
+                ResilienceRow(
+                    noise=noise,
+                    attack=attack,
+                    inner_product=expectation[0],
+                    cosine=expectation[0] / np.linalg.norm(expectation),
+                    attacker_chosen=attacker_chosen,
+                    sin_alpha=sine,
+                    condition_holds=sine < 1,
+                    bound=1 - sine if sine < 1 else math.nan,
+                    trials=RESILIENCE_TRIALS,
+                )
             )
     return rows
 
 
 def _expected_krum(honest: np.ndarray, sent: np.ndarray, f: int) -> tuple[np.ndarray, float]:
     """The mean of Krum's choices [d], and how often it is an attacker, over trials of [h, d] and [f or 1, d]."""
-    trials, h, _ = honest.shape
-    centre = honest.mean(1, keepdims=True)
-    honest_part, sent_part = honest - centre, sent - centre
-    gram = np.empty((trials, h + f, h + f))
-    gram[:, :h, :h] = honest_part @ honest_part.swapaxes(1, 2)
-    gram[:, :h, h:] = honest_part @ sent_part.swapaxes(1, 2)
-    gram[:, h:, :h] = gram[:, :h, h:].swapaxes(1, 2)
-    gram[:, h:, h:] = sent_part @ sent_part.swapaxes(1, 2)
-    winners = krum.weights(torch.from_numpy(gram), "krum", f=f).argmax(-1).numpy()
-    vectors = np.concatenate([honest, sent], 1)
-    chosen = vectors[np.arange(trials), np.minimum(winners, vectors.shape[1] - 1)]  # all may send one vector
-    return chosen.mean(0), float((winners >= h).mean())
+    trials, h, d = honest.shape
+    vectors = np.concatenate([honest, np.broadcast_to(sent, (trials, f, d))], 1)
+    centred = torch.from_numpy(vectors - honest.mean(1, keepdims=True))
+    winners = krum.weights(centred @ centred.mT, "krum", f=f).argmax(-1).numpy()
+    return vectors[np.arange(trials), winners].mean(0), float((winners >= h).mean())
 
 
 def _attackers(honest: np.ndarray, f: int, sigma: float, rng: np.random.Generator) -> dict[str, np.ndarray]:
@@ -276,12 +245,17 @@ def _attackers(honest: np.ndarray, f: int, sigma: float, rng: np.random.Generato
     }
 
 
-@probe({"distance": float})
-def steering(seed: int, *, workers: int = 20, dimension: int = 1000, aggregator: str = "average") -> Rows:
+class SteeringRow(NamedTuple):
+    """`||F - U|| / ||U||` of the aggregate F, in float32."""
+
+    distance: float
+
+
+@probe()
+def steering(seed: int, *, workers: int = 20, dimension: int = 1000, aggregator: str = "average") -> list[SteeringRow]:
     """Lemma 1: one Byzantine worker sends `n U - sum_i G_i`; how far from U is the aggregate?
 
     Honest vectors are standard normal around a normal mean, U is normal with `||U||` about ten times theirs.
-    `distance` is `||F - U|| / ||U||`, in float32.
     """
     rng = np.random.default_rng([seed, 1])
     honest = rng.standard_normal(dimension) + rng.standard_normal((workers - 1, dimension))
@@ -289,26 +263,29 @@ def steering(seed: int, *, workers: int = 20, dimension: int = 1000, aggregator:
     byzantine = workers * target - honest.sum(0)
     vectors = torch.from_numpy(np.vstack([honest, byzantine]).astype(np.float32))
     aggregate = krum.aggregate(vectors, aggregator, f=1).double().numpy()
-    return [{"distance": float(np.linalg.norm(aggregate - target) / np.linalg.norm(target))}]
+    return [SteeringRow(float(np.linalg.norm(aggregate - target) / np.linalg.norm(target)))]
 
 
-def _most_declared(workers: int) -> int:
-    return (workers - 3) // 2
+def most_declared(workers: int) -> int:
+    """The greatest f of 2f + 2 < n."""
+    return max(0, (workers - 3) // 2)
 
 
-def _check_timing(*, workers: int, aggregator: str, **_: Any) -> None:
-    _check_rule(workers, _most_declared(workers), aggregator)
+class TimingRow(NamedTuple):
+    """The shortest of several calls."""
+
+    seconds: float
 
 
-@probe({"seconds": float}, check=_check_timing, exclusive=True)
-def timing(seed: int, *, workers: int = 20, dimension: int = 100_000, aggregator: str = "krum") -> Rows:
+@probe(exclusive=True)
+def timing(seed: int, *, workers: int = 20, dimension: int = 100_000, aggregator: str = "krum") -> list[TimingRow]:
     """Seconds that `krum.aggregate` takes on random float32 vectors [n, d], with f the most that 2f + 2 < n allows.
 
     The shortest of several calls within 0.1 s, one thread. Times are the one result that differs from run to run.
     """
     rng = np.random.default_rng([seed, 4])
     vectors = torch.from_numpy(rng.standard_normal((workers, dimension), dtype=np.float32))
-    f = _most_declared(workers)
+    f = most_declared(workers)
     seconds: list[float] = []
     with one_thread():
         krum.aggregate(vectors, aggregator, f=f)
@@ -316,15 +293,24 @@ def timing(seed: int, *, workers: int = 20, dimension: int = 100_000, aggregator
             before = time.perf_counter()
             krum.aggregate(vectors, aggregator, f=f)
             seconds.append(time.perf_counter() - before)
-    return [{"seconds": min(seconds)}]
+    return [TimingRow(min(seconds))]
 
 
-def _check_choices(*, aggregator: str, **_: Any) -> None:
-    if AGGREGATORS[aggregator].selects is None:
-        raise InputError(f"{aggregator} does not choose vectors; give a rule that does, such as krum")
+class ChoicesRow(NamedTuple):
+    """The share of the rule's choices that have a rank in an order of the honest vectors, of those that are honest.
+
+    In every row: the mean length of the aggregate over that of the mean honest gradient, and the share of the choices
+    that are Byzantine.
+    """
+
+    order: str  # "length", the shortest first, or "distance" from the mean, the nearest first
+    rank: int
+    share: float
+    norm_ratio: float
+    attacker_chosen: float
 
 
-@probe({"order": str, "rank": int, "share": float, "norm_ratio": float, "attacker_chosen": float}, check=_check_choices)
+@probe()
 def choices(
     seed: int,
     *,
@@ -335,14 +321,8 @@ def choices(
     declared_f: int = 6,
     aggregator: str = "krum",
     rounds: int = 500,
-) -> Rows:
-    """Whom a selection rule chooses along a training run, with `byzantine` Gaussian attackers or none.
-
-    In every round the honest vectors are put in order, once by length (`order` "length", the shortest first) and once
-    by distance from their mean ("distance", the nearest first). One row per order and rank: the `share` of the rule's
-    choices that have this rank, of those that are honest. In every row: `norm_ratio`, the mean length of the aggregate
-    over that of the mean honest gradient, and `attacker_chosen`, the share of the choices that are Byzantine.
-    """
+) -> list[ChoicesRow]:
+    """Whom a selection rule chooses along a training run, with `byzantine` Gaussian attackers or none."""
     options = {"dataset": dataset, "batch_size": batch_size, "workers": workers}
     cell = make_cell({**options, "declared_f": declared_f, "aggregator": aggregator, "rounds": rounds})
     if byzantine:
@@ -364,49 +344,54 @@ def choices(
                 counted[name][:] += share[measure.sort(stable=True).indices].numpy()
             lengths.append(float((chosen @ gram @ chosen / mean).clamp(min=0).sqrt()))
             descend(state, sent, weights)
-    ratio, attackers = float(np.mean(lengths)), 1 - float(counted["length"].sum()) / rounds
+    ratio, attackers = float(np.mean(lengths)), 1 - counted["length"].sum() / rounds
     return [
-        {"order": name, "rank": rank, "share": float(share), "norm_ratio": ratio, "attacker_chosen": attackers}
+        ChoicesRow(name, rank, share, ratio, attackers)
         for name, counts in counted.items()
         for rank, share in enumerate(counts / counts.sum(), 1)
     ]
 
 
-@probe(
-    {
-        **{"method": str, "seconds": float, "fastest": float, "bytes": float, "formula": float},
-        **{"bytes_over_formula": float, "over_averaging": float, "over_gathered": float},
-    },
-    exclusive=True,
-)
-def exchange(seed: int, *, ranks: int = 4, dimension: int = 1_000_000) -> Rows:
-    """Objection 5: seconds and bytes of a round with real processes, see `krum.distributed.communication`.
+class ExchangeRow(NamedTuple):
+    """One method: seconds and bytes of a round."""
 
-    One row per method: `seconds`, the median of seven rounds; `bytes`, what all ranks sent, as the operating system
-    counted, and `formula`; `bytes_over_formula`; and `over_averaging`, `over_gathered`, the seconds over those of the
-    two others. Times differ from run to run.
-    """
+    method: str
+    seconds: float  # the median of seven rounds
+    fastest: float
+    bytes: float  # what all ranks sent, as the operating system counted
+    formula: float  # bytes, too
+    bytes_over_formula: float
+    over_averaging: float  # the seconds over those of another method
+    over_gathered: float
+
+
+@probe(exclusive=True)
+def exchange(seed: int, *, ranks: int = 4, dimension: int = 1_000_000) -> list[ExchangeRow]:
+    """Objection 5: seconds and bytes of a round with real processes, see `krum.distributed.communication`."""
     rows = processes.together(measure_exchange, ranks, dimension)
     seconds = {row["method"]: row["seconds"] for row in rows}
     return [
-        {
+        ExchangeRow(
             **row,
-            "bytes_over_formula": row["bytes"] / row["formula"],
-            "over_averaging": row["seconds"] / seconds["averaging"],
-            "over_gathered": row["seconds"] / seconds["gathered"],
-        }
+            bytes_over_formula=row["bytes"] / row["formula"],
+            over_averaging=row["seconds"] / seconds["averaging"],
+            over_gathered=row["seconds"] / seconds["gathered"],
+        )
         for row in rows
     ]
 
 
-def _check_split(*, slices: str, **_: Any) -> None:
-    if slices not in ("together", "apart"):
-        raise InputError(f"slices: found {slices!r}; give together or apart")
+class SplitRow(NamedTuple):
+    """One recorded round."""
+
+    round: int
+    test_error: float
+    agreed: float  # the share of rounds in which all ranks took the same worker
+    whole_error: float  # of the same seed's model in one place
+    difference: float  # of the two errors
 
 
-@probe(
-    {"round": int, "test_error": float, "agreed": float, "whole_error": float, "difference": float}, check=_check_split
-)
+@probe()
 def split(
     seed: int,
     *,
@@ -416,17 +401,14 @@ def split(
     byzantine: int = 6,
     rounds: int = 500,
     slices: str = "together",
-) -> Rows:
+) -> list[SplitRow]:
     """Objection 5: a model split by neurons over processes, trained with Krum under Gaussian attack.
 
-    `slices` "together" is the sharded rule, "apart" runs Krum on each slice alone (`krum.distributed.split`). One row
-    per recorded round: `test_error`; `agreed`, the share of rounds in which all ranks took the same worker; and
-    `whole_error`, that of the same seed's model in one place, and `difference`, how far the two are apart.
+    `slices` "together" is the sharded rule, "apart" runs Krum on each slice alone (`krum.distributed.split`).
     """
     rows = processes.together(train_split, ranks, seed, dataset, workers, byzantine, rounds, slices == "together")
     whole = simulate(split_cell(dataset, workers, byzantine, rounds), seeds=[seed], device="cpu")
-    errors = dict(zip(whole["round"].tolist(), whole["test_error"].tolist(), strict=True))
-    for row in rows:
-        row["whole_error"] = errors[row["round"]]
-        row["difference"] = abs(row["test_error"] - row["whole_error"])
-    return rows
+    return [
+        SplitRow(**row, whole_error=error, difference=abs(row["test_error"] - error))
+        for row, error in zip(rows, whole["test_error"], strict=True)
+    ]
