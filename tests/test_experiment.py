@@ -72,6 +72,7 @@ BAD_PARAMETERS = [
     ({"batch_size": 4141}, "batch_size: found 4141; a fold of spambase trains on 4140 samples"),
     ({"folds": 1}, "folds: found 1"),
     ({"learning_rate": 0}, "learning_rate: found 0; give a number, above 0"),
+    *(({"learning_rate": value}, "learning_rate: found ") for value in (float("nan"), float("inf"), 10**400)),
     ({"learning_rate": "fast"}, "learning_rate: found 'fast'"),
     ({"byzantine_fraction": 1}, "byzantine_fraction: found 1"),
     ({"byzantine_fraction": "33 %"}, "byzantine_fraction: found '33 %'"),
@@ -116,8 +117,6 @@ BAD_TEXTS = [
     ("1: a", "key 1 is not a text"),
     ("title: !!python/object/apply:os.system [ls]", "not valid YAML"),
     ("[" * 3000, "not valid YAML"),
-    ("a: .nan", "found the number .nan; give one of at most 1e+30"),
-    ("a: 1" + "0" * 40, "give one of at most 1e+30"),
     ("\udcff", "not valid YAML"),
 ]
 
@@ -132,7 +131,7 @@ def test_bad_experiments_are_refused_in_one_line_that_names_the_file(folder, cou
     for text, words in BAD_TEXTS:
         path.write_bytes(text.encode("utf-8", "surrogateescape"))
         assert words in refusal(path)
-    for name in ("data", "all", "Figure 7", "a+b", "-x"):
+    for name in ("Figure 7", "a+b", "-x"):
         assert "the file's name names the experiment" in refusal(write(folder).rename(folder / f"{name}.yaml"))
     assert "cannot be read" in refusal(folder / "none.yaml")
     assert "overrides: unknown parameter 'round'" in refusal(write(folder), {"round": 3})
@@ -146,7 +145,6 @@ def test_bad_configuration_is_refused(count):
         ({"results": 3}, "results: found 3; give a folder"),
         ({"overrides": {"rounds": -1}}, "overrides: rounds: found -1"),
         ({"overrides": None}, "overrides: found None; give a mapping"),
-        ({"thin": True}, "thin: found True"),
         ({"figures": ""}, "figures: found ''; give a folder"),
     ]
     for config, words in cases:
@@ -214,12 +212,6 @@ def test_names_of_results_stay():
     """A cell's file name is a hash of all of it: whoever changes a field renames every result, and should know."""
     known = {"spambase_krum_none_deef1d7e9f", "spambase_krum_6-gaussian_2cd197fb67"}
     assert {cell.slug for cell in SPECS["figure4"].cells} >= known
-
-
-def test_thinning_takes_evenly_from_the_review_alone():
-    thin = planning.plan(ROOT, {"thin": 6}).experiments
-    assert thin["figure4"] == SPECS["figure4"]
-    assert len(thin["applications"].cells) == 6 and set(thin["applications"].cells) < set(SPECS["applications"].cells)
 
 
 def test_figures_4_and_6_are_the_papers():

@@ -1,5 +1,7 @@
 """A digest changes with the code that a curve needs, and with nothing else."""
 
+import ast
+
 from krum.suite import provenance
 
 RULES = '''
@@ -30,7 +32,7 @@ NAMES = ("one", "two", "three", "four")
 def code(name, rules=RULES, registered=NAMES):
     """What the digest of that rule covers."""
     statements = [*provenance.statements(rules), *provenance.statements(OTHERS)]
-    return [each.code for each in provenance.needed([name], statements, registered)]
+    return [ast.dump(each) for each in provenance.needed([name], statements, registered)]
 
 
 def changed(before, after, source=RULES):
@@ -60,6 +62,33 @@ def test_words_do_not_count_nor_do_rules_that_are_added():
     assert changed("FACTOR = 2", "FACTOR = 2  # twice") == set()
     added = RULES.replace("@cached", "@rule()\ndef five(x):\n    return x\n\n@cached")
     assert code("one", added, [*NAMES, "five"]) == code("one")
+
+
+def test_editing_this_package_touches_the_cells_that_need_it(make_cell, monkeypatch):
+    rules = ("average", "krum", "medoid")
+    cells = {
+        (rule, attack): make_cell(aggregator=rule, attack=attack) for rule in rules for attack in ("none", "gaussian")
+    }
+
+    def digests():
+        provenance.code_in.cache_clear(), provenance.code_digest.cache_clear()
+        return {key: provenance.code_digest(cell) for key, cell in cells.items()}
+
+    before = digests()
+    for function, touched in (
+        ("krum", {key for key in cells if key[0] == "krum"}),
+        ("gaussian", {key for key in cells if key[1] == "gaussian"}),
+        ("timing", set()),
+    ):
+        (path,) = (path for path, text in provenance.SOURCES.items() if f"\ndef {function}(" in text)
+        edited = provenance.SOURCES[path].replace(f"\ndef {function}(", f"\ndef {function}(edited, ")
+        with monkeypatch.context() as patch:
+            patch.setitem(provenance.SOURCES, path, edited)
+            assert {key for key, digest in digests().items() if digest != before[key]} == touched, function
+    monkeypatch.setitem(provenance.SOURCES, "simulation/__init__.py", "EDITED = 1")
+    assert all(digest != before[key] for key, digest in digests().items())
+    monkeypatch.undo()
+    assert digests() == before
 
 
 def test_cells_of_one_rule_share_a_digest_and_rules_do_not(make_cell):

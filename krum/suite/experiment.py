@@ -7,7 +7,7 @@ of `krum.simulation.parameters.Cell`. A cell is one curve: one combination, with
 
 import itertools
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -17,15 +17,12 @@ import jsonschema
 import yaml
 
 from krum.errors import InputError, located, unknown
-from krum.registry import LARGEST, check_options, lookup
-from krum.simulation.parameters import FIELDS, Cell, byzantine_count, checked, complete, frozen, make_cell
-from krum.suite import figures, probes
+from krum.simulation.parameters import FIELDS, Cell, byzantine_count, complete, frozen, make_cell
+from krum.suite import figures
 from krum.suite.probes import Probe
 
 EXPERIMENTS = Path(__file__).resolve().parents[2] / "experiments"
 NOT_EXPERIMENTS = ("claims", "fidelity", "schema")
-# The workflow's rules: an experiment is a target like them.
-RESERVED = "all claims curve data figure probe report results review review_claims review_scorecard scorecard".split()
 
 
 @dataclass(frozen=True)
@@ -60,19 +57,13 @@ def load(path: Path | str, overrides: Mapping[str, Any] | None = None) -> Experi
     Raises InputError for the first mistake in the file, in fidelity.yaml or in the overrides.
     """
     path, overrides = Path(path), overrides or {}
-    if path.stem in RESERVED or not re.fullmatch(r"[a-z][a-z0-9_-]*", path.stem):
-        names = f"small letters, digits, - and _, and none of {', '.join(RESERVED)}"
-        raise InputError(f"{path}: the file's name names the experiment; give {names}")
+    if not re.fullmatch(r"[a-z][a-z0-9_-]*", path.stem):
+        raise InputError(f"{path}: the file's name names the experiment; give small letters, digits, - and _")
     document = read_checked(path, "experiment")
-    shared = document.get("parameters", {})
-    for where, parameters in ((f"{path}: parameters", shared), ("overrides", overrides)):
+    for where, parameters in ((f"{path}: parameters", document.get("parameters", {})), ("overrides", overrides)):
         with located(where):
             complete(parameters)
-    blocks = {part: list(_combinations(f"{path}: {part}", document.get(part, []))) for part in ("grid", "probes")}
-    cells = _cells([(where, {**shared, **values, **overrides}) for where, values in blocks["grid"]], document)
-    seeds = {"seeds": shared.get("seeds", FIELDS["seeds"].default)}
-    forced = {key: value for key, value in overrides.items() if key == "seeds"}
-    measured = [_probe(where, {**seeds, **values, **forced}) for where, values in blocks["probes"]]
+    cells, measured = _cells(path, document, overrides), _probes(path, document, overrides)
     if not cells and not measured:
         raise InputError(f"{path}: nothing to run; give a grid of training runs, or probes")
     figures.check(f"{path}: figure", document["figure"], cells, {probe.name for probe in measured})
@@ -84,32 +75,27 @@ def load(path: Path | str, overrides: Mapping[str, Any] | None = None) -> Experi
         cells=tuple(dict.fromkeys(cells)),
         probes=tuple(dict.fromkeys(measured)),
         part=document.get("part", "beyond"),
-        fidelity={**general_fidelity(path.parent), **document.get("fidelity", {})},
+        fidelity={**read_checked(path.parent / "fidelity.yaml", "fidelity"), **document.get("fidelity", {})},
         overrides=overrides,
     )
-
-
-def general_fidelity(folder: Path = EXPERIMENTS) -> dict[str, str]:
-    """Who says so, for what experiments do not say themselves."""
-    return read_checked(folder / "fidelity.yaml", "fidelity")
 
 
 # ------------------------------------------------------------------------------------- from blocks to cells and probes
 
 
-def _combinations(where: str, blocks: Iterable[Mapping[str, Any]]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Where each combination of some blocks stands, and its values."""
-    for number, block in enumerate(blocks):
+def _combinations(path: Path, document: Mapping[str, Any], part: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Where each combination of the blocks of a part stands, and its values."""
+    for number, block in enumerate(document.get(part, [])):
         lists = [value if isinstance(value, list) else [value] for value in block.values()]
         for values in itertools.product(*lists):
-            yield f"{where}[{number}]", dict(zip(block, values, strict=True))
+            yield f"{path}: {part}[{number}]", dict(zip(block, values, strict=True))
 
 
-def _cells(combinations: Iterable[tuple[str, Mapping[str, Any]]], document: Mapping[str, Any]) -> list[Cell]:
+def _cells(path: Path, document: Mapping[str, Any], overrides: Mapping[str, Any]) -> list[Cell]:
     completed, cells = [], []
-    for where, parameters in combinations:
+    for where, values in _combinations(path, document, "grid"):
         with located(where):
-            completed.append((where, complete(parameters)))
+            completed.append((where, complete({**document.get("parameters", {}), **values, **overrides})))
     # A defender does not know whether it is attacked: declared_f is the most that the experiment ever meets.
     most = max((byzantine_count(parameters) for _, parameters in completed), default=0)
     for where, parameters in completed:
@@ -118,20 +104,21 @@ def _cells(combinations: Iterable[tuple[str, Mapping[str, Any]]], document: Mapp
     return cells
 
 
-def _probe(where: str, values: Mapping[str, Any]) -> Probe:
-    with located(where):
-        name, seeds = values["name"], checked("seeds", values["seeds"])
-        options = {key: value for key, value in values.items() if key not in ("name", "seeds")}
-        check_options(f"probe {name}", lookup(probes.PROBES, name, "probe").function, options)
-        probes.check(name, options)
-    return Probe(name, frozen(options), seeds)
+def _probes(path: Path, document: Mapping[str, Any], overrides: Mapping[str, Any]) -> list[Probe]:
+    measured = []
+    shared = document.get("parameters", {}).get("seeds", FIELDS["seeds"].default)
+    for where, options in _combinations(path, document, "probes"):
+        name, seeds = options.pop("name"), overrides.get("seeds", options.pop("seeds", shared))
+        with located(where):
+            measured.append(Probe(name, frozen(options), seeds).validated())
+    return measured
 
 
 # --------------------------------------------------------------------------------------------------- reading the files
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML's safe loader, which also refuses a key given twice and numbers without measure, and reads 1e-3 as one."""
+    """YAML's safe loader, which also refuses a key given twice, and reads 1e-3 as a number."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
@@ -141,21 +128,10 @@ class _Loader(yaml.SafeLoader):
                 raise yaml.constructor.ConstructorError(None, None, f"key {key!r} {what}", node.start_mark)
         return super().construct_mapping(node, deep)
 
-    def construct_number(self, node: yaml.ScalarNode) -> float:
-        """An int or a float of at most LARGEST, as float32 can hold it."""
-        is_integer = node.tag.endswith("int")
-        value = self.construct_yaml_int(node) if is_integer else self.construct_yaml_float(node)
-        if not -LARGEST <= value <= LARGEST:
-            text = f"found the number {node.value:.20}; give one of at most {LARGEST:g}"
-            raise yaml.constructor.ConstructorError(None, None, text, node.start_mark)
-        return value
-
 
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
 )
-for _kind in ("int", "float"):
-    _Loader.add_constructor(f"tag:yaml.org,2002:{_kind}", _Loader.construct_number)
 
 
 def read_checked(path: Path, definition: str) -> dict[str, Any]:

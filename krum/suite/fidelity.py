@@ -1,23 +1,22 @@
 """docs/fidelity.md: every parameter of every experiment, its values, and who says so."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from krum.simulation.parameters import FIELDS, NAMED, OPTIONS, PARAMETERS, Cell
-from krum.suite.experiment import Experiment, general_fidelity
-from krum.suite.probes import Probe
+from krum.suite.experiment import EXPERIMENTS, Experiment, read_checked
 from krum.suite.report import in_order
 
 
 def fidelity(experiments: Mapping[str, Experiment]) -> str:
-    """docs/fidelity.md: every parameter of every experiment, its values, and who says so."""
+    """The page's text."""
+    general = read_checked(EXPERIMENTS / "fidelity.yaml", "fidelity")
     lines = [
         "# Fidelity",
         "",
         "Every parameter of every experiment, and who says so: the **paper**, its **supplement**, or a choice of",
         "**ours**, with the reason. Written by `python -m krum fidelity` from the YAML files; a test keeps it so.",
         *("", "## Everywhere", "", "| what | who says so |", "|---|---|"),
-        *(f"| {name} | {_marked(text)} |" for name, text in general_fidelity().items() if name not in PARAMETERS),
+        *(f"| {name} | {_marked(text)} |" for name, text in general.items() if name not in PARAMETERS),
     ]
     for spec in in_order(experiments):
         lines += ["", f"## {spec.name}", "", f"{spec.title}.", ""]
@@ -25,8 +24,8 @@ def fidelity(experiments: Mapping[str, Experiment]) -> str:
         for parameter in FIELDS:
             if spec.cells and (shown := _values(spec.cells, parameter)):
                 lines.append(f"| {parameter} | {shown} | {mark(spec, parameter)} |")
-        for name, option in _options(spec.probes):
-            values = {dict(p.options).get(option) for p in spec.probes if p.name == name and option in dict(p.options)}
+        for name, option in dict.fromkeys((probe.name, option) for probe in spec.probes for option, _ in probe.options):
+            values = {value for p in spec.probes if p.name == name for key, value in p.options if key == option}
             lines.append(f"| {name}: {option} | {_listed(values)} | {mark(spec, name)} |")
     return "\n".join(lines) + "\n"
 
@@ -51,18 +50,13 @@ def _values(cells: Sequence[Cell], parameter: str) -> str:
     if parameter == "model":
         return ", ".join(dict.fromkeys(f"{cell.dataset}: {cell.model_label}" for cell in cells))
     if parameter in NAMED:
-        names = [getattr(cell, parameter) + _in_brackets(dict(getattr(cell, f"{parameter}_options"))) for cell in cells]
+        names = []
+        for cell in cells:
+            options = ", ".join(f"{key} = {value}" for key, value in getattr(cell, f"{parameter}_options"))
+            names.append(getattr(cell, parameter) + (f" ({options})" if options else ""))
         return ", ".join(dict.fromkeys(names))
     values, default = {getattr(cell, parameter) for cell in cells}, FIELDS[parameter].default
     return "" if values == {default} and not default else _listed(values)
-
-
-def _in_brackets(options: Mapping[str, Any]) -> str:
-    return f" ({', '.join(f'{key} = {value}' for key, value in options.items())})" if options else ""
-
-
-def _options(probes: Sequence[Probe]) -> list[tuple[str, str]]:
-    return list(dict.fromkeys((probe.name, option) for probe in probes for option, _ in probe.options))
 
 
 def _listed(values: set) -> str:
