@@ -21,7 +21,7 @@ smoke: $(READY)
 	@snakemake --configfile profiles/smoke.yaml -- all review
 	@snakemake --configfile profiles/smoke.yaml --report figures/smoke/report.html --quiet all
 
-SIX = figure2 figure4 figure5 lemma1 complexity transient
+SIX = figure2 figure4 figure6 lemma1 complexity declared-f
 smoke-six: $(READY)
 	@snakemake --configfile profiles/smoke.yaml -- $(SIX)
 	@snakemake --configfile profiles/smoke.yaml --report figures/smoke/report.html --quiet all -- $(SIX)
@@ -71,7 +71,7 @@ bench: .venv/bench
 	@touch $@
 
 clean:
-	rm -rf results/*.parquet results/*.json results/curves results/probes results/benchmarks results/performance results/smoke
+	rm -rf results/*.parquet results/curves results/probes results/benchmarks results/performance results/smoke
 	rm -rf figures/*.png figures/*.pdf figures/*.html figures/scorecard.md figures/smoke
 	find results figures -name '.*.partial*' -delete
 	rm -rf logs .snakemake report.html

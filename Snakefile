@@ -9,7 +9,8 @@ from krum import job_server
 from krum.suite import planning, provenance
 
 planning.prefer_this_python()
-PLAN = planning.plan_or_exit(workflow.basedir, config)
+with planning.mistakes_in_one_line():
+    PLAN = planning.plan(workflow.basedir, config)
 RESULTS, FIGURES, DRAWING = PLAN.results, PLAN.figures, provenance.drawing_digest()
 config["captions"] = PLAN.captions  # for the report
 
@@ -18,9 +19,7 @@ report: "docs/workflow.rst"
 
 
 wildcard_constraints:
-    experiment=planning.one_of(PLAN.experiments),
-    curve=planning.one_of(PLAN.cells),
-    probe=planning.one_of(PLAN.probes),
+    experiment="|".join(PLAN.experiments),
 
 
 # On a cluster, only curves and probes are its jobs.
@@ -30,8 +29,6 @@ localrules:
     figure,
     claims,
     review_claims,
-    scorecard,
-    review_scorecard,
 
 
 rule all:
@@ -51,7 +48,7 @@ for name in PLAN.experiments:
         name:
             name
         input:
-            PLAN.figure_files(name),
+            multiext(f"{FIGURES}/{name}", ".png", ".pdf"),
 
 
 rule data:
@@ -77,8 +74,8 @@ rule curve:
         "environment.yml"
     threads: 1
     params:
-        cell=lambda wildcards: PLAN.cells[wildcards.curve].to_json(),
-        digest=lambda wildcards: PLAN.digest(wildcards.curve),  # a change of code runs it again
+        cell=lambda wildcards: PLAN.measured[wildcards.curve].to_json(),
+        digest=lambda wildcards: provenance.code_digest(PLAN.measured[wildcards.curve]),  # a change of code runs it again
         benchmark=f"{RESULTS}/benchmarks/{{curve}}.tsv",  # seconds and memory, by the job itself
     shell:
         "python -P krum/job_server.py curve --cell {params.cell:q} --output {output} --benchmark {params.benchmark} > {log} 2>&1"
@@ -93,10 +90,10 @@ rule probe:
         f"logs/{RESULTS}/{{probe}}.log",
     conda:
         "environment.yml"
-    threads: lambda wildcards: PLAN.threads(wildcards.probe, workflow.cores)
+    threads: lambda wildcards: workflow.cores if PLAN.measured[wildcards.probe].exclusive else 1
     params:
-        probe=lambda wildcards: PLAN.probes[wildcards.probe].to_json(),
-        digest=lambda wildcards: PLAN.digest(wildcards.probe),
+        probe=lambda wildcards: PLAN.measured[wildcards.probe].to_json(),
+        digest=lambda wildcards: provenance.code_digest(PLAN.measured[wildcards.probe]),
     shell:
         "python -P krum/job_server.py probe --probe {params.probe:q} --output {output} > {log} 2>&1"
 
@@ -125,7 +122,7 @@ rule figure:
         report(
             f"{FIGURES}/{{experiment}}.png",
             caption="docs/caption.rst",
-            category=lambda wildcards: PLAN.category(wildcards.experiment),
+            category=lambda wildcards: planning.CATEGORIES[PLAN.experiments[wildcards.experiment].part],
             labels={"figure": "{experiment}"},
         ),
         f"{FIGURES}/{{experiment}}.pdf",
@@ -146,7 +143,8 @@ rule claims:
         results=PLAN.judged_files(review=False),
     output:
         claims=f"{RESULTS}/claims.parquet",
-        captions=f"{RESULTS}/captions.json",
+        page=report(f"{FIGURES}/scorecard.html", caption="docs/scorecard.rst", category="1. Scorecard"),
+        table=f"{FIGURES}/scorecard.md",
     log:
         f"logs/{RESULTS}/claims.log",
     conda:
@@ -154,7 +152,7 @@ rule claims:
     params:
         digest=DRAWING,
     shell:
-        "python -P krum/job_server.py claims {input.results} --output {output.claims} --captions {output.captions} > {log} 2>&1"
+        "python -P krum/job_server.py claims {input.results} --output {output.claims} --page {output.page} > {log} 2>&1"
 
 
 use rule claims as review_claims with:
@@ -163,45 +161,21 @@ use rule claims as review_claims with:
         results=PLAN.judged_files(review=True),
     output:
         claims=f"{RESULTS}/review.parquet",
-        captions=f"{RESULTS}/review-captions.json",
+        page=report(f"{FIGURES}/review.html", caption="docs/scorecard.rst", category="5. The review's scorecard"),
+        table=f"{FIGURES}/review.md",
     log:
         f"logs/{RESULTS}/review.log",
 
 
-rule scorecard:
-    input:
-        rules.claims.output.claims,
-    output:
-        page=report(f"{FIGURES}/scorecard.html", caption="docs/scorecard.rst", category="1. Scorecard"),
-        table=f"{FIGURES}/scorecard.md",
-    log:
-        f"logs/{FIGURES}/scorecard.log",
-    conda:
-        "environment.yml"
-    params:
-        digest=DRAWING,
-    shell:
-        "python -P krum/job_server.py scorecard {input} --page {output.page} --table {output.table} > {log} 2>&1"
-
-
-use rule scorecard as review_scorecard with:
-    input:
-        rules.review_claims.output.claims,
-    output:
-        page=report(f"{FIGURES}/review.html", caption="docs/scorecard.rst", category="5. The review's scorecard"),
-        table=f"{FIGURES}/review.md",
-    log:
-        f"logs/{FIGURES}/review.log",
-
-
 onstart:
-    planning.check_before_start(PLAN)
+    with planning.mistakes_in_one_line():
+        planning.check_before_start(PLAN)
     if planning.has_job_server():
         job_server.start()
 
 
 onsuccess:
-    print(PLAN.farewell)
+    print(f"Figures: {FIGURES}/*.png and *.pdf, with the verdicts beside them. Results: {RESULTS}/*.parquet.")
 
 
 onerror:

@@ -6,10 +6,12 @@ import pandas as pd
 import pytest
 
 import krum.__main__ as cli
+from krum.errors import InputError
 from krum.simulation.run import simulate
 from krum.suite import experiment, planning, provenance, store
 
 FIGURE4 = experiment.EXPERIMENTS / "figure4.yaml"
+SLUG = experiment.load(FIGURE4).cells[0].slug
 
 
 @pytest.fixture
@@ -63,7 +65,6 @@ def test_commands_refuse_what_they_cannot_use(make_cell, few_samples, refused, t
     cell = make_cell()
     source = {"code": provenance.code_digest(cell), "data": {}}
     store.write_curve(cell, simulate(cell, few_samples), tmp_path / "c.parquet", source)
-    store.write_curve(cell, simulate(cell, few_samples), tmp_path / "old.parquet", {**source, "code": "old"})
     (tmp_path / "c.yaml").write_bytes((tmp_path / "c.parquet").read_bytes())
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder.yaml").mkdir()
@@ -77,18 +78,15 @@ def test_commands_refuse_what_they_cannot_use(make_cell, few_samples, refused, t
         ("is no file, so it is not replaced", "data", "spambase", "--output", ""),
         ("did you mean 'spambase'?", "data", "spambasse"),
         ("device: found 'gpu'; give auto, cpu or cuda", "curve", "--cell", cell.to_json(), "--device", "gpu", *to_x),
-        ("which", "collect", FIGURE4, "c.parquet", *to_x),
-        ("computed by other code than today's", "collect", FIGURE4, "old.parquet", *to_x),
-        ("not found; build it", "collect", FIGURE4, "none.parquet", *to_x),
-        ("--overrides: not JSON", "collect", FIGURE4, "c.parquet", *to_x, "--overrides", "{"),
+        ("does not ask for it", "collect", FIGURE4, "c.parquet", *to_x),
+        ("not found; build it", "collect", FIGURE4, f"{SLUG}.parquet", *to_x),
         ("cannot be read (No such file", "collect", "none.yaml", "c.parquet", *to_x),
         ("cannot be read", "figure", "folder", "--output", "x"),
         ("not found; build it", "figure", "none.parquet", "--output", "x"),
         ("cannot be read", "figure", "text", "--output", "x"),
         ("holds no provenance", "figure", "foreign.parquet", "--output", "x"),
         ("not an experiment's results; give results/", "figure", "c.parquet", "--output", "x"),
-        ("not an experiment's results", "claims", "c.parquet", *to_x, "--captions", "x.json"),
-        ("no verdicts in it", "scorecard", "c.parquet", "--page", "x.html", "--table", "x.md"),
+        ("not an experiment's results", "claims", "c.parquet", *to_x, "--page", "x.html"),
         ("claims.parquet: not found", "gallery", "--results", "none"),
         ("review.parquet: not found", "review", "--results", "none"),
         ("cannot be read (Is a directory", "cells", "folder.yaml"),
@@ -97,17 +95,10 @@ def test_commands_refuse_what_they_cannot_use(make_cell, few_samples, refused, t
         refused(words, *command)
 
 
-def test_one_curve_is_collected_once(project, refused):
-    yaml = project / "experiments" / "small.yaml"
-    cell = experiment.load(yaml).cells[0]
-    assert cli.main(["curve", "--cell", cell.to_json(), "--output", "one.parquet"]) == 0
-    refused("does not ask for or has already", "collect", yaml, "one.parquet", "one.parquet", "--output", "x.parquet")
-
-
 def test_folders_that_are_files(tmp_path, monkeypatch):
-    plan = planning.plan(experiment.EXPERIMENTS.parent, {})
+    plan = planning.Plan({}, [], "results", "figures", "auto", {})
     monkeypatch.chdir(tmp_path)
     planning.check_before_start(plan)
     (tmp_path / "results").write_text("")
-    with pytest.raises(SystemExit, match=r"error: config: results/any.file: permission denied"):
+    with pytest.raises(InputError, match=r"config: results/any.file: permission denied"):
         planning.check_before_start(plan)
