@@ -1,4 +1,7 @@
+import fcntl
+import os
 import re
+import time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -97,7 +100,21 @@ def make_cell():
 @pytest.fixture
 def project(tmp_path):
     """A copy of the project with two small experiments that share two cells."""
-    return small_project.make(tmp_path)
+    return small_project.make(tmp_path / "project")
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory):
+    """Such a copy whose workflow has run, once for all of pytest's processes; it is not to be changed."""
+    folder = tmp_path_factory.getbasetemp()
+    folder = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+    with (folder / "finished.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / "finished").exists():
+            start = time.monotonic()
+            small_project.snakemake(small_project.make(folder / "finished"))
+            (folder / "finished" / "seconds").write_text(str(time.monotonic() - start))
+    return folder / "finished"
 
 
 @pytest.fixture(scope="session")

@@ -13,12 +13,12 @@ claim: none
 parameters: {rounds: 30, seeds: 2}
 grid:
   - dataset: spambase
-    aggregator: [average, krum, median]
+    aggregator: [average, krum]
     attack: [none, gaussian]
     byzantine_fraction: 0.33
 figure: {kind: curves}
 """
-OTHER = EXPERIMENT.replace("[average, krum, median]", "[krum, medoid]").replace("small", "other")
+OTHER = EXPERIMENT.replace("[average, krum]", "[krum, medoid]").replace("small", "other")
 
 
 def make(folder: Path) -> Path:
@@ -48,6 +48,8 @@ def snakemake(project: Path, *arguments: str, check: bool = True) -> str:
     return done.stdout + done.stderr
 
 
-def results(project: Path) -> dict[Path, bytes]:
-    """The bytes of every result, by its path in the project."""
-    return {path.relative_to(project): path.read_bytes() for path in sorted((project / "results").rglob("*.parquet"))}
+def results(project: Path, *folders: str) -> dict[Path, bytes]:
+    """The bytes of every result, and of what else is finished in some folders, by its path in the project."""
+    paths = [path for folder in ("results", *folders) for path in sorted((project / folder).rglob("[!.]*.*"))]
+    kept = (".parquet", ".png", ".pdf", ".html", ".md")
+    return {path.relative_to(project): path.read_bytes() for path in paths if path.suffix in kept}

@@ -9,6 +9,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
+import krum.__main__ as cli
 from krum.simulation.run import simulate
 from krum.suite import provenance, store
 from krum.suite.experiment import EXPERIMENTS
@@ -23,8 +24,7 @@ def test_two_runs_give_the_same_bytes_without_a_clock(make_cell, tmp_path):
     cell = make_cell(attack="gaussian", model_options=(("hidden", (100, 100)),), seeds=2)
     files = [tmp_path / "a.parquet", tmp_path / "b.parquet"]
     for file in files:
-        command = [sys.executable, "-m", "krum", "curve", "--device", "cpu", "--cell", cell.to_json(), "--output", file]
-        subprocess.run(command, cwd=EXPERIMENTS.parent, check=True, capture_output=True)
+        assert cli.main(["curve", "--device", "cpu", "--cell", cell.to_json(), "--output", str(file)]) == 0
     assert files[0].read_bytes() == files[1].read_bytes()
     assert set(pq.read_metadata(files[0]).metadata) == {store.METADATA_KEY, b"ARROW:schema"}
     _, metadata = store.read(files[0])
@@ -34,6 +34,8 @@ def test_two_runs_give_the_same_bytes_without_a_clock(make_cell, tmp_path):
     assert metadata["data"] == {
         "spambase.data": "sha256:ebec58cfca94ea61c77df632314acae15bad410f4769d38b1a66cb41050e3431"
     }
+    assert (metadata["device"], metadata["repeats"]) == ("cpu", "to the byte, on this machine with these libraries")
+    assert "repeats" in (EXPERIMENTS.parent / "results" / "README.md").read_text()
 
 
 def test_results_of_an_experiment_join_its_curves(make_cell, few_samples, tmp_path):
@@ -74,16 +76,23 @@ def test_two_writers_leave_one_whole_file(tmp_path):
     code = """
 import sys
 from krum.suite import store
-for _ in range(30):
+while sys.stdin.readline():
     with store.replacing(sys.argv[1]) as temporary:
-        temporary.write_text(sys.argv[2] * 200_000)
-    assert open(sys.argv[1]).read() in ("a" * 200_000, "b" * 200_000)
+        temporary.write_text("a" * 200_000)
+        print(flush=True)
 """
-    path = tmp_path / "shared.txt"
-    command = [sys.executable, "-W", "ignore", "-c", code, str(path)]
-    both = [subprocess.Popen([*command, letter], cwd=EXPERIMENTS.parent) for letter in "ab"]
-    assert [process.wait() for process in both] == [0, 0]
-    assert [file.name for file in tmp_path.iterdir()] == ["shared.txt"]
+    path, whole = tmp_path / "shared.txt", ("a" * 200_000, "b" * 200_000)
+    command = [sys.executable, "-c", code, str(path)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "bufsize": 1}
+    with subprocess.Popen(command, cwd=EXPERIMENTS.parent, **pipes) as other:
+        for _ in range(30):
+            other.stdin.write("again\n")
+            with store.replacing(path) as temporary:
+                temporary.write_text(whole[1])
+                other.stdout.readline()  # the other one is about to replace it, too
+            assert path.read_text() in whole
+        other.stdin.close()
+    assert other.returncode == 0 and [file.name for file in tmp_path.iterdir()] == ["shared.txt"]
 
 
 def test_nan_error_is_not_written_as_zero(make_cell, few_samples, tmp_path):

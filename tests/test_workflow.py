@@ -2,6 +2,7 @@
 
 import ast
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -18,60 +19,52 @@ def jobs(output):
     return {rule: int(count) for rule, count in re.findall(r"^(\w+) +(\d+)$", output, re.MULTILINE)}
 
 
-def edit(project, function, room):
-    """Change a function's code, and nothing that it computes."""
-    texts = {path: path.read_text() for path in (project / "krum" / room).glob("*.py")}
-    (path,) = (path for path, text in texts.items() if f"\ndef {function}(" in text)
-    before, head, rest = texts[path].partition(f"\ndef {function}(")
+def edited(source, function):
+    """A module's text with other code in a function, which computes the same."""
+    before, head, rest = source.partition(f"\ndef {function}(")
     body, first_return, rest = rest.partition("\n    return ")
     assert first_return and "\ndef " not in body
-    path.write_text(f"{before}{head}{body}\n    _ = 1{first_return}{rest}")
+    return f"{before}{head}{body}\n    _ = 1{first_return}{rest}"
 
 
-def test_shared_cells_run_once_and_an_edit_reruns_what_it_touches(project):
-    """A target of its own per figure, jobs with the bytes of a process of their own, and nothing done twice."""
-    assert jobs(snakemake(project, "-n"))["curve"] == 8
-    assert jobs(snakemake(project, "-n", "small"))["curve"] == 6
-    output = snakemake(project)
-    assert "Figures: figures/*.png" in output
+def test_a_finished_workflow_has_every_file_and_nothing_left_to_do(finished, tmp_path):
     for name in ("small", "the-other"):
         for ending in ("png", "pdf"):
-            assert (project / "figures" / f"{name}.{ending}").stat().st_size > 1000
-    assert "Nothing to be done" in snakemake(project, "-n", "--config", "device=cpu"), "the same curves"
-    first = results(project)
-    assert not any(path.name.startswith(".") for path in (project / "results").rglob("*"))
-    cell = experiment.load(project / "experiments" / "small.yaml").cells[-1]
-    command = [sys.executable, "-m", "krum", "curve", "--cell", cell.to_json(), "--output", "by-itself.parquet"]
-    subprocess.run(command, cwd=project, check=True, capture_output=True)
-    assert (project / "by-itself.parquet").read_bytes() == first[Path(f"results/curves/{cell.slug}.parquet")]
-    seconds, memory = (project / "results" / "benchmarks" / f"{cell.slug}.tsv").read_text().splitlines()[1].split("\t")
+            assert (finished / "figures" / f"{name}.{ending}").stat().st_size > 1000
+    assert not any(path.name.startswith(".") for path in (finished / "results").rglob("*"))
+    small, other = (experiment.load(finished / "experiments" / f"{name}.yaml") for name in ("small", "the-other"))
+    assert len({*small.cells, *other.cells}) == len(list((finished / "results" / "curves").iterdir())) == 6
+    assert "Nothing to be done" in snakemake(finished, "-n", "--config", "device=cpu"), "the same curves"
+    cell, alone = small.cells[-1], tmp_path / "alone.parquet"
+    command = [sys.executable, "-m", "krum", "curve", "--cell", cell.to_json(), "--output", str(alone)]
+    subprocess.run(command, cwd=finished, check=True, capture_output=True)
+    assert alone.read_bytes() == results(finished)[Path(f"results/curves/{cell.slug}.parquet")], "in its own process"
+    seconds, memory = (finished / "results" / "benchmarks" / f"{cell.slug}.tsv").read_text().splitlines()[1].split("\t")
     assert float(seconds) > 0 and 50 < float(memory) < 5000, "megabytes, of the job and not of who waits for it"
 
-    edit(project, "krum", "rules")
-    assert jobs(snakemake(project, "-n"))["curve"] == 2, "krum without and with attack"
-    edit(project, "gaussian", "simulation")
-    assert jobs(snakemake(project, "-n"))["curve"] == 5, "krum, and every other curve under gaussian"
+
+def test_an_edit_reruns_what_it_touches(finished, tmp_path):
+    """A rule of one experiment, and how all are drawn."""
+    project = tmp_path / "project"
+    shutil.copytree(finished, project)
+    for path in (project / "krum" / "rules").glob("*.py"):
+        if "\ndef medoid(" in (text := path.read_text()):
+            path.write_text(edited(text, "medoid"))
     with (project / "krum" / "suite" / "report.py").open("a") as file:
         file.write("EDITED = 1\n")
     planned = jobs(snakemake(project, "-n"))
-    assert planned["curve"] == 5 and planned["figure"] == 2
-    (project / "krum" / "simulation" / "__init__.py").write_text("EDITED = 1\n")
-    assert jobs(snakemake(project, "-n"))["curve"] == 8
-    target = f"results/curves/{cell.slug}.parquet"
-    snakemake(project, target)
-    assert results(project)[Path(target)] != first[Path(target)], "its code digest has changed"
+    assert planned["curve"] == 2 and planned["results"] == 1 and planned["figure"] == 2
 
 
-def test_mistakes_are_told_in_one_line_and_nothing_is_lost(project):
-    target = "results/the-other.parquet"
-    snakemake(project, target)
-    before = results(project)
+def test_mistakes_are_told_in_one_line_and_nothing_is_lost(finished, tmp_path):
+    project = tmp_path / "project"
+    shutil.copytree(finished, project)
     if not torch.cuda.is_available():
         (project / "krum" / "simulation" / "__init__.py").write_text("EDITED = 1\n")
-        output = snakemake(project, target, "--config", "device=cuda", check=False)
+        output = snakemake(project, "--config", "device=cuda", check=False)
         assert "error: config: device: cuda was asked for" in output and "Traceback" not in output
     experiment_file = project / "experiments" / "small.yaml"
-    experiment_file.write_text(experiment_file.read_text().replace("krum, median", "krun, median"))
+    experiment_file.write_text(experiment_file.read_text().replace("average, krum", "average, krun"))
     output = snakemake(project, "--quiet", "all", check=False)
     assert "unknown aggregator 'krun'; did you mean 'krum'?" in output and "Traceback" not in output
     experiment_file.unlink()
@@ -80,7 +73,7 @@ def test_mistakes_are_told_in_one_line_and_nothing_is_lost(project):
     output = snakemake(project, "data/spambase.verified", check=False)
     assert "spambase.data" in output and "expected sha256:ebec58" in output and "delete it" in output
     assert "Traceback" not in output
-    assert results(project) == before
+    assert results(project) == results(finished)
 
 
 def test_environment_yml_installs_requirements_txt_and_nothing_else():
