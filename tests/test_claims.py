@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -11,6 +12,7 @@ import yaml
 from krum.errors import InputError
 from krum.suite import claims, experiment, planning
 from krum.suite.experiment import EXPERIMENTS
+from krum.suite.statistics import band
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +51,7 @@ def refusal(function, *arguments):
 
 def rows(errors):
     """Rows of one cell per aggregator: `errors[aggregator]`, one per seed, at round 10, and twice that at round 0."""
-    constant = {"measurement": "training", "attack": "none", "attack_options": json.dumps({"scale": 0.5})}
+    constant = {"measurement": "training", "attack": "none", "attack_options": json.dumps({"scale": 0.5}), "folds": 10}
     return pd.DataFrame(
         {**constant, "aggregator": name, "majority_error": 0.4, "seed": seed, "round": number, "test_error": error}
         for name, values in errors.items()
@@ -141,8 +143,49 @@ def test_of_several_groups_the_worst_is_shown(tmp_path):
     assert row.value == pytest.approx(0.45) and row.where == "worst of 2: aggregator median"
 
 
+def test_of_several_groups_the_intervals_hold_together(tmp_path):
+    """Each of three may miss a third as often as one alone, so that the worst is no worse than it looks."""
+    values = np.random.default_rng(0).normal(0.5, 0.1, (3, 10))
+    frame = rows(dict(zip(("krum", "median", "average"), values, strict=True)))
+    row = scored(tmp_path, frame, quantity={"column": "test_error", "by": ["aggregator"]})
+    intervals = [band(one, 0.05 / 3) for one in values]
+    assert (row.value, row.low, row.high) == pytest.approx(max(intervals, key=lambda one: one[2]))
+
+
+def test_p_is_the_least_share_of_misses_at_which_a_claim_is_decided(tmp_path):
+    values = np.random.default_rng(0).normal(0.5, 0.1, 10)
+    for threshold in (0.4, 0.48, 0.52, 0.6):
+        row = scored(tmp_path, rows({"krum": values}), test={"below": threshold})
+        assert (row.p < 0.05) == (row.verdict != "undecided")
+        _, low, high = band(values, row.p)
+        assert min(abs(low - threshold), abs(high - threshold)) < 1e-6
+        assert row.least_difference == pytest.approx((row.high - row.low) / 2)
+
+
+def test_folds_that_share_data_widen_the_interval(tmp_path):
+    """Ten folds: 1 / 10 becomes 1 / 10 + 1 / 9 in the variance."""
+    row = scored(tmp_path, rows({"krum": np.linspace(0.1, 0.5, 10)}))
+    assert row.value - row.low_corrected == pytest.approx((row.value - row.low) * (1 + 10 / 9) ** 0.5)
+    assert row.high_corrected - row.value == pytest.approx((row.high - row.value) * (1 + 10 / 9) ** 0.5)
+
+
+def test_verdicts_that_survive_all_others_of_their_source(tmp_path):
+    """Holm: the least of four p against 0.05 / 4, the next against 0.05 / 3, until one is not below."""
+    p = pd.Series([0.03, 0.001, 0.02, 0.012], index=list("abcd"))
+    assert claims.surviving(p).to_dict() == {"a": True, "b": True, "c": True, "d": True}
+    p["d"] = 0.018
+    assert claims.surviving(p).to_dict() == {"a": False, "b": True, "c": False, "d": False}
+    values = {"krum": np.linspace(0.1, 0.5, 10)}
+    entries = [
+        entry(name=f"{source}-{n}", source=source) for source, most in (("paper", 1), ("ours", 90)) for n in range(most)
+    ]
+    scorecard = claims.evaluate(load(tmp_path, *entries), {"mine": rows(values)})
+    assert scorecard.groupby("source")["survives"].all().to_dict() == {"paper": True, "ours": False}
+
+
 def test_one_seed_decides_nothing(tmp_path):
-    assert scored(tmp_path, rows({"krum": [0.1]})).verdict == "undecided"
+    row = scored(tmp_path, rows({"krum": [0.1]}))
+    assert row.verdict == "undecided" and row.p == 1 and not row.survives
 
 
 # --------------------------------------------------------------------------------------------------- claims.yaml
@@ -238,6 +281,10 @@ def test_claims_about_what_is_not_there_are_refused_before_anything_runs(tmp_pat
                 claims.check(loaded, specs)
             else:
                 assert words in refusal(claims.check, loaded, specs), quantity
+    few = {"figure4": replace(specs["figure4"], cells=tuple(replace(cell, seeds=9) for cell in specs["figure4"].cells))}
+    calm_krum = load(tmp_path, entry(experiment="figure4", quantity={"column": "test_error", "of": calm}))
+    assert "figure4 has 9 seeds; give at least 10 for a verdict" in refusal(claims.check, calm_krum, few)
+    claims.check(calm_krum, {"figure4": replace(few["figure4"], overrides={"seeds": 9})})
     nothing = load(tmp_path, entry(experiment="figure4", test={"between": [1, 0]}))
     assert "holds for nothing" in refusal(claims.check, nothing, specs)
 

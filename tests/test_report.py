@@ -50,6 +50,7 @@ PAPERS = {name: spec for name, spec in SPECS.items() if spec.part != "review"}
 def scorecard(**columns):
     """A scorecard of one claim that holds, with changes."""
     row = dict.fromkeys(claims.COLUMNS, "x") | {"value": 1.0, "low": 0.5, "high": 1.5, "verdict": "holds", "where": ""}
+    row |= {"p": 0.03, "survives": True, "least_difference": 0.5, "low_corrected": 0.25, "high_corrected": 1.75}
     return pd.DataFrame([{**row, "source": "paper", "experiment": "figure4", **columns}])
 
 
@@ -65,10 +66,13 @@ def test_captions_state_claim_setting_seeds_and_verdicts():
 
 
 def test_scorecard_page_and_tables_show_every_claim_and_the_readme_the_papers_own():
-    rows = pd.concat([scorecard(sentence="a < b | c"), scorecard(source="ours", sentence="beyond", verdict="fails")])
+    doubtful = scorecard(source="ours", sentence="beyond", verdict="fails", survives=False)
+    rows = pd.concat([scorecard(sentence="a < b | c"), doubtful])
     page, table, short = report.page(rows), report.markdown(rows), report.short_markdown(rows)
     assert "a &lt; b | c" in page and "beyond" in page and 'class="fails"' in page
-    assert r"a &lt; b \| c" in table and "| ✘ fails |" in table
+    assert r"a &lt; b \| c" in table and "| 0.03 | 0.5 | ✘ fails † |" in table
+    assert "1 (†) do not survive" in table and "0.05 verdicts would be expected wrong" in page
+    assert "| 1 [0.5, 1.5] | [0.25, 1.75] |" in table, "for folds that share data"
     assert r"a &lt; b \| c" in short and "beyond" not in short and "2 claims: 1 hold, 1 fail" in short
 
 
@@ -96,7 +100,7 @@ def test_the_report_is_one_file_that_needs_no_network():
     assert not re.findall(r"<(?:script|link|img)[^>]*(?:src|href)=\"https?:", page)
     assert "2. The paper" in page and sum(f"figures/smoke/{path.name}" in page for path in folder.glob("*.png")) >= 6
     if (folder / "scorecard.html").exists():
-        assert all(words in page for words in ("1. Scorecard", "scorecard.html", "bootstrap", "claims:"))
+        assert all(words in page for words in ("1. Scorecard", "scorecard.html", "95 % interval", "claims:"))
 
 
 def test_docs_show_every_figure():
@@ -141,7 +145,10 @@ def test_answers_take_every_number_from_the_results():
     known = {claim.name for claim in claims.load() if SPECS[claim.experiment].part == "review"}
     assert names <= known and len(names) > 20
     rows = pd.DataFrame(
-        [{"claim": name, "value": 0.5, "low": 0.25, "high": 0.75, "verdict": "holds"} for name in names]
+        [
+            {"claim": name, "value": 0.5, "low": 0.25, "high": 0.75, "verdict": "holds", "survives": True}
+            for name in names
+        ]
     )
     text = report.answers(template, rows, TABLES)
     assert all(table in text for table in TABLES.values())

@@ -1,10 +1,11 @@
 """The scorecard: every claim of experiments/claims.yaml, evaluated from the parquet files alone.
 
 A claim's quantity has one value per seed (differences and ratios are taken seed by seed, over the seeds that both sides
-have), hence a mean and a 95 % bootstrap interval over seeds. The claim holds if the whole interval passes its test,
-fails if the whole interval lies on the other side, and is undecided otherwise. A claim about several groups of rows
-(`by`) shows the one that comes out worst. With `crossing`, a column that is swept, the quantity is where along it `of`
-minus `minus` first rises above zero (`statistics.crossing`).
+have), hence a mean and a 95 % interval over seeds. The claim holds if the whole interval passes its test, fails if the
+whole interval lies on the other side, and is undecided otherwise. A claim about several groups of rows (`by`) shows the
+one that comes out worst, with an interval so wide that those of all groups together hold their means 95 % of the time.
+With `crossing`, a column that is swept, the quantity is where along it `of` minus `minus` first rises above zero
+(`statistics.crossing`).
 """
 
 import itertools
@@ -30,7 +31,13 @@ WORST_FIRST = ("fails", "undecided", "holds")
 COLUMNS = (
     *("claim", "experiment", "source", "sentence", "quantity", "test"),
     *("value", "low", "high", "seeds", "where", "verdict"),
+    "p",  # the least share of misses (`statistics.MISSES`) at which the claim would still be decided
+    "survives",  # whether the verdict stands if all claims of its source are tested together (Holm 1979)
+    "least_difference",  # half the interval: how far from its threshold a mean must lie to be decided
+    *("low_corrected", "high_corrected"),  # the interval if training folds share data (Nadeau and Bengio 2003)
 )
+FEWEST_SEEDS = 10  # that a published verdict may rest on
+CERTAIN = 1e-12  # a smaller p is not looked for
 Selection = Mapping[str, Any]  # columns and the value, or the list of values, that rows must have there
 
 
@@ -169,6 +176,10 @@ def check(claims: Sequence[Claim], experiments: Mapping[str, Experiment], path: 
             _check_training(claim, spec, where)
         else:
             _check_probe(claim, spec, where)
+        runs = [run for run in spec.measured if getattr(run, "name", store.TRAINING) == claim.measurement]
+        fewest = min(run.seeds for run in runs)
+        if fewest < FEWEST_SEEDS and "seeds" not in spec.overrides:
+            raise InputError(f"{where}: {spec.name} has {fewest} seeds; give at least {FEWEST_SEEDS} for a verdict")
 
 
 def _check_training(claim: Claim, spec: Experiment, where: str) -> None:
@@ -238,7 +249,9 @@ def evaluate(claims: Sequence[Claim], results: Mapping[str, pd.DataFrame]) -> pd
             rows.append(_scored(claim, results[claim.experiment]))
         except KeyError as error:
             raise InputError(f"claims: {claim.name}: results of {claim.experiment} have no column {error}") from None
-    return pd.DataFrame(rows, columns=list(COLUMNS))
+    scorecard = pd.DataFrame(rows, columns=list(COLUMNS))
+    scorecard["survives"] = scorecard.groupby("source")["p"].transform(surviving).astype(bool)
+    return scorecard
 
 
 def _scored(claim: Claim, rows: pd.DataFrame) -> dict[str, Any]:
@@ -248,8 +261,21 @@ def _scored(claim: Claim, rows: pd.DataFrame) -> dict[str, Any]:
     if claim.by:
         of = _selected(rows, claim.of, f"claims: {claim.name}")
         groups = of[list(claim.by)].drop_duplicates().to_dict("records")
-    measured = [_measured(claim, rows, group) for group in groups]
-    worst = min(measured, key=lambda one: (WORST_FIRST.index(one["verdict"]), one["margin"]))
+    quantities = {_listed(group): _quantity(claim, rows, group) for group in groups}
+
+    def worst(misses: float) -> dict[str, Any]:
+        """What the worst group shows; so often at most does any of the groups' intervals miss (Bonferroni)."""
+        measured = [
+            {**_measured(quantity, misses / len(groups), claim.bounds), "where": where}
+            for where, quantity in quantities.items()
+        ]
+        return min(measured, key=lambda one: (WORST_FIRST.index(one["verdict"]), one["margin"]))
+
+    shown = worst(statistics.MISSES)
+    widened = math.nan
+    if claim.measurement == store.TRAINING and claim.crossing is None:
+        # Of the variance of a mean over n folds, 1 / n becomes 1 / n + (held-out samples) / (training samples).
+        widened = math.sqrt(1 + shown["seeds"] / (rows["folds"].max() - 1))
     return {
         "claim": claim.name,
         "experiment": claim.experiment,
@@ -257,26 +283,50 @@ def _scored(claim: Claim, rows: pd.DataFrame) -> dict[str, Any]:
         "sentence": claim.sentence,
         "quantity": claim.description,
         "test": ", ".join(f"{key} {value}" for key, value in claim.test.items()),
-        **worst,
-        "where": f"worst of {len(groups)}: {worst['where']}" if len(groups) > 1 else worst["where"],
+        **shown,
+        "where": f"worst of {len(groups)}: {shown['where']}" if len(groups) > 1 else shown["where"],
+        "p": _least(lambda misses: worst(misses)["verdict"] != "undecided"),
+        "least_difference": (shown["high"] - shown["low"]) / 2,
+        "low_corrected": shown["value"] - widened * (shown["value"] - shown["low"]),
+        "high_corrected": shown["value"] + widened * (shown["high"] - shown["value"]),
     }
 
 
-def _measured(claim: Claim, rows: pd.DataFrame, group: dict[str, Any]) -> dict[str, Any]:
-    """The quantity's value and interval in one group, and the verdict on it."""
+def _quantity(claim: Claim, rows: pd.DataFrame, group: dict[str, Any]) -> pd.Series | pd.DataFrame:
+    """The quantity in one group, by seed; of a crossing, what crosses zero, by seed and swept value."""
     sides = {side: _per_seed(claim, rows, selection, at, group) for side, selection, at in claim.sides}
     values = sides["of"]
     for side, combine in (("minus", operator.sub), ("over", operator.truediv)):
         if side in sides:
             values = combine(*values.align(sides[side], join="inner"))
-    if claim.crossing is None:
-        value, low, high = map(float, statistics.band(values.to_numpy()))
+    return values if claim.crossing is None else values.unstack(claim.crossing)
+
+
+def _measured(quantity: pd.Series | pd.DataFrame, misses: float, bounds: tuple[float, float]) -> dict[str, Any]:
+    """A quantity's value and interval, and the verdict on it."""
+    if isinstance(quantity, pd.Series):
+        value, low, high = map(float, statistics.band(quantity.to_numpy(), misses))
     else:
-        values = values.unstack(claim.crossing)
-        value, low, high = statistics.crossing(values.columns.to_numpy(), values.to_numpy())
-    verdict, margin = judged(low, high, claim.bounds)
-    interval = {"value": value, "low": low, "high": high, "seeds": len(values)}
-    return {**interval, "where": _listed(group), "verdict": verdict, "margin": margin}
+        value, low, high = statistics.crossing(quantity.columns.to_numpy(), quantity.to_numpy(), misses)
+    verdict, margin = judged(low, high, bounds)
+    return {"value": value, "low": low, "high": high, "seeds": len(quantity), "verdict": verdict, "margin": margin}
+
+
+def _least(decided: Callable[[float], bool]) -> float:
+    """The least share of misses at which a claim is decided; 1 where it never is."""
+    least, most = CERTAIN, 1.0
+    if decided(least):
+        return least
+    for _ in range(30):
+        middle = math.sqrt(least * most)
+        least, most = (least, middle) if decided(middle) else (middle, most)
+    return most
+
+
+def surviving(p: pd.Series) -> pd.Series:
+    """Which of some claims are decided although all are tested: so that one wrong verdict is rare (Holm 1979)."""
+    ordered = p.sort_values(kind="stable")
+    return (ordered * np.arange(len(p), 0, -1)).cummax().reindex(p.index) < statistics.MISSES
 
 
 def judged(low: float, high: float, bounds: tuple[float, float]) -> tuple[str, float]:

@@ -18,6 +18,13 @@ from krum.suite.figures.labels import number, setting, with_occurrence
 
 SOURCES = {"paper": "the paper", "supplement": "its supplement", "review": "the review", "ours": "ours"}
 MARKS = {"holds": "✔", "fails": "✘", "undecided": "?"}
+LIMITS = """A claim holds or fails when its whole 95 % interval over seeds lies on one side of its threshold, and is
+undecided otherwise. p: the least share of misses at which intervals would still decide it. † does not survive Holm's
+correction for all claims of its source. Could see: half the interval, the least distance from a threshold that is
+decided."""
+CORRECTED = """Ten folds share training data, so that their spread understates how another sample of mails or digits
+would differ. The corrected interval takes 1 / n + n_test / n_train for the 1 / n in the variance of a mean over n folds
+(Nadeau and Bengio, *Inference for the generalization error*, 2003)."""
 BEGIN, END = "<!-- scorecard: `make gallery` writes this -->", "<!-- end of the scorecard -->"  # its place in README.md
 GALLERY_WIDTH = 1600  # pixels
 SURVIVES = 0.05  # a fault that raises the error by less is survived
@@ -55,37 +62,79 @@ def tally(scorecard: pd.DataFrame) -> str:
     )
 
 
+def by_chance(scorecard: pd.DataFrame) -> str:
+    """How many verdicts may be wrong by chance, and how many do not survive Holm's correction, in two sentences."""
+    most = len(scorecard) * statistics.MISSES / 2  # a wrong verdict takes a miss on one side of the interval
+    fragile = ((scorecard["verdict"] != "undecided") & ~scorecard["survives"]).sum()
+    return (
+        f"Were each of the {len(scorecard)} true means at its threshold, {number(most)} verdicts would be expected "
+        f"wrong by chance. {fragile} (†) do not survive Holm's correction within their source."
+    )
+
+
 def verdict(row: Any) -> str:
-    """The verdict of a row of the scorecard, with its mark."""
-    return f"{MARKS[row.verdict]} {row.verdict}"
+    """The verdict of a row of the scorecard, with its mark, and † if it does not survive Holm's correction."""
+    is_fragile = row.verdict != "undecided" and not row.survives
+    return f"{MARKS[row.verdict]} {row.verdict}{' †' if is_fragile else ''}"
 
 
 def markdown(scorecard: pd.DataFrame) -> str:
-    """The scorecard as a Markdown table."""
-    lines = [tally(scorecard), "", "| | claim | measured | verdict |", "|---|---|---|---|"]
+    """The scorecard as a Markdown table, and Figure 4's intervals for folds that share training data."""
+    lines = [tally(scorecard), by_chance(scorecard), "", " ".join(LIMITS.split()), ""]
+    lines += ["| | claim | measured | p | could see | verdict |", "|---|---|---|---|---|---|"]
     for row in scorecard.itertuples():
         what = _escaped(f"{row.quantity}: {interval(row)}; holds if {row.test}{_where(row)}")
         who = f"{row.experiment}, {SOURCES[row.source]}"
-        lines.append(f"| {who} | {_escaped(row.sentence)} | {what} | {verdict(row)} |")
+        numbers = f"{_p(row)} | {number(row.least_difference)}"
+        lines.append(f"| {who} | {_escaped(row.sentence)} | {what} | {numbers} | {verdict(row)} |")
+    return "\n".join(lines) + "\n" + _corrected(scorecard[scorecard["experiment"] == "figure4"])
+
+
+def _corrected(scorecard: pd.DataFrame) -> str:
+    """The intervals of some claims beside those corrected for folds that share training data, as a section."""
+    if scorecard.empty:
+        return ""
+    lines = ["", "## Figure 4, for another sample of the world", "", " ".join(CORRECTED.split()), ""]
+    lines += ["| claim | over our folds | corrected | holds if |", "|---|---|---|---|"]
+    for row in scorecard.itertuples():
+        corrected = f"[{number(row.low_corrected)}, {number(row.high_corrected)}]"
+        lines.append(f"| {_escaped(row.sentence)} | {interval(row)} | {corrected} | {row.test} |")
     return "\n".join(lines) + "\n"
 
 
 def short_markdown(scorecard: pd.DataFrame) -> str:
     """The tally, and the paper's own claims as a narrow table, for README.md."""
-    lines = [f"{tally(scorecard)} The paper's own, beside [all of them](docs/scorecard.md):", ""]
+    lines = [f"{tally(scorecard)} {by_chance(scorecard)}", "The paper's own, beside [all](docs/scorecard.md):", ""]
     lines += ["| | claim | measured | verdict |", "|---|---|---|---|"]
     for row in scorecard[scorecard["source"] == "paper"].itertuples():
         lines.append(f"| {row.experiment} | {_escaped(row.sentence)} | {interval(row)} | {verdict(row)} |")
     return "\n".join(lines) + "\n"
 
 
+def _p(row: Any) -> str:
+    """A row's p in a word."""
+    return "< 0.0001" if row.p < 1e-4 else f"{row.p:.2g}"
+
+
 def page(scorecard: pd.DataFrame) -> str:
     """The scorecard as an HTML page of its own."""
-    heads = ("figure", "by", "claim", "quantity", "value [95 % interval]", "holds if", "seeds", "verdict")
+    heads = (
+        "figure",
+        "by",
+        "claim",
+        "quantity",
+        "value [95 % interval]",
+        "holds if",
+        "seeds",
+        "p",
+        "could see",
+        "verdict",
+    )
     rows = []
     for row in scorecard.itertuples():
         quantity = row.quantity + _where(row)
-        texts = (row.experiment, SOURCES[row.source], row.sentence, quantity, interval(row), row.test, str(row.seeds))
+        texts = [row.experiment, SOURCES[row.source], row.sentence, quantity, interval(row), row.test, str(row.seeds)]
+        texts += [_p(row), number(row.least_difference)]
         cells = "".join(f"<td>{html.escape(text)}</td>" for text in texts)
         rows.append(f'<tr>{cells}<td class="{row.verdict}">{verdict(row).replace(" ", "&nbsp;")}</td></tr>')
     return f"""<!doctype html>
@@ -99,9 +148,8 @@ td:nth-child(5) {{ white-space: nowrap; font-variant-numeric: tabular-nums }}
 .undecided {{ color: #7a5c00; font-weight: 600 }}
 </style></head><body>
 <h1>Scorecard</h1>
-<p>{tally(scorecard)} A claim holds or fails when the whole interval lies on one side of its threshold, and is
-undecided otherwise. Intervals: 95 %, percentile bootstrap over seeds; in training runs, each seed holds out a
-cross-validation fold of its own.</p>
+<p>{tally(scorecard)} {by_chance(scorecard)}</p>
+<p>{LIMITS} In training runs, each seed holds out a cross-validation fold of its own.</p>
 <table><thead><tr>{"".join(f"<th>{head}</th>" for head in heads)}</tr></thead><tbody>
 {chr(10).join(rows)}
 </tbody></table></body></html>
@@ -153,7 +201,7 @@ def answers(template: str, scorecard: pd.DataFrame, tables: Mapping[str, str] | 
     `tables` holds what stands for names that are no claims. Raises InputError for a name that is neither.
     """
     texts = {row.claim: f"{interval(row)} ({verdict(row)})" for row in scorecard.itertuples()}
-    texts.update({"tally": tally(scorecard), **(tables or {})})
+    texts.update({"tally": f"{tally(scorecard)} {by_chance(scorecard)}", **(tables or {})})
     strangers = sorted(set(re.findall(r"{([a-z0-9-]+)}", template)) - set(texts))
     if strangers:
         raise InputError(f"docs/review.in.md: no claim {', '.join(strangers)} on the review's scorecard")
