@@ -57,7 +57,7 @@ def test_every_experiment_is_drawn_whole_and_without_warnings():
         figure = figure_of(name)
         assert " ".join(figure.get_suptitle().split()) == spec.title
         caption = " ".join(figure.get_supxlabel().split())
-        assert "seeds" in caption and "95 % bootstrap" in caption, name
+        assert "seeds" in caption and "95 % interval" in caption, name
         assert " ".join(spec.figure.get("note", "").split()) in caption, name
         panels = [axes for axes in figure.axes if axes.get_visible()]
         shown = [text for axes in panels for text in legend(axes)]

@@ -188,7 +188,7 @@ def _check_training(claim: Claim, spec: Experiment, where: str) -> None:
         raise InputError(f"{where}: {spec.name} has no training runs; name one of its probes as measurement")
     if claim.crossing is not None and claim.minus is None:
         raise InputError(f"{where}: minus is missing; a crossing is one of two families of cells")
-    cells = pd.DataFrame([store.constants(cell) for cell in spec.cells])
+    cells = pd.DataFrame([store.constants(cell) for cell in spec.cells], dtype=object)  # quick to make
     _check_columns(claim, where, set(cells), set(store.NUMBERS))
     of = _selected(cells, claim.of, f"{where}: of")
     for side, selection, at in claim.sides:

@@ -98,6 +98,8 @@ def check(name: str, options: Mapping[str, Any]) -> None:
     byzantine = chosen.get("byzantine", 1)
     if byzantine >= workers:
         raise InputError(f"byzantine: found {byzantine} of {workers} workers; give fewer, so that one is honest")
+    if name == "plane" and byzantine < 2:
+        raise InputError(f"byzantine: found {byzantine}; give at least 2 colluders")
     rule = lookup(AGGREGATORS, chosen.get("aggregator", "krum"), "aggregator")
     if set(rule.needs) - {"f"}:
         raise InputError(f"{rule.name} depends on chance; give an aggregator that does not")

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pandas as pd
-from scipy.stats import t as student
+from scipy.special import stdtrit
 
 MISSES = 0.05  # how often an interval may miss the true mean: 95 % hold it
 STEPS = 8  # between two points at which differences were measured, where they may cross zero
@@ -23,7 +23,7 @@ def band(values: np.ndarray, misses: float = MISSES) -> tuple[np.ndarray, np.nda
     standard = np.divide(values - mean, deviation, out=np.zeros_like(values), where=deviation > 0)
     skewness = (standard**3).mean(0) * (seeds / (seeds - 1)) ** 1.5
     skewness = np.where(np.abs(skewness) < 1e-6, 1e-6, skewness)  # without any, the cubic is undetermined
-    quantile = student.isf(misses / 2, seeds - 1)
+    quantile = -stdtrit(seeds - 1, misses / 2)  # of Student's t
 
     def end(quantile: float) -> np.ndarray:
         shift = quantile / np.sqrt(seeds) - skewness / (6 * seeds)

@@ -61,7 +61,7 @@ def setting(rows: pd.DataFrame) -> str:
         seeds = measured.groupby("cell")["seed"].nunique() if is_training else measured[["seed"]].nunique()
         fewest, most = seeds.min(), seeds.max()
         name = "" if len(measured) == len(rows) else f"{measurement}: "
-        band = " and 95 % bootstrap band" if most > 1 else ""
+        band = " and pointwise 95 % interval" if most > 1 else ""
         count = f"{most}" if fewest == most else f"{fewest} to {most}"
         folds = ", each with its own cross-validation fold" if is_training else ""
         lines.append(f"{name}mean{band} over {count} seed{'s' if most > 1 else ''}{folds}")
