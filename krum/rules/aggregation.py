@@ -14,7 +14,6 @@ from krum.rules import vectors as forms
 from krum.rules.aggregators import AGGREGATORS, Aggregator
 from krum.rules.distances import RowBlock
 
-COMBINED = 2**16  # coordinates that are combined at a time, in float64
 Array = TypeVar("Array", Tensor, np.ndarray)
 
 
@@ -164,34 +163,32 @@ def checked(
 
 
 def combine(weights: Tensor, block: RowBlock) -> Tensor:
-    """`sum_i weights_i V_i` in float64, [d]; a vector of weight 0 is not touched, so its NaN does no harm."""
-    factors = weights.tolist()
-    used = [row for row, factor in enumerate(factors) if factor]
-    if len(used) == 1 and factors[used[0]] == 1:
-        return block[used[0]].clone()
-    result = torch.empty_like(block[0])
-    width = max(1, min(COMBINED, len(result)))
-    total = torch.empty(width, dtype=torch.float64, device=result.device)
-    row_in_float64 = torch.empty_like(total)
-    for start in range(0, len(result), width):
-        sums, values = total[: len(result) - start].zero_(), row_in_float64[: len(result) - start]
-        for row in used:
-            sums.add_(values.copy_(block[row][start : start + width]), alpha=factors[row])
-        result[start : start + width] = sums
+    """`sum_i weights_i V_i` in float64, [d]; a vector of weight 0 is not touched, so its NaN does no harm.
+
+    Where m vectors have the weight 1/m they are added, then divided by m: a mean is exact where its sum is.
+    """
+    factors = {row: factor for row, factor in enumerate(weights.tolist()) if factor}
+    rows, m = [block[row] for row in factors], len(factors)
+    is_mean = all(factor == 1 / m for factor in factors.values())
+    if is_mean and m == 1:
+        return rows[0].clone()
+    result = torch.empty_like(rows[0])
+    width = max(1, distances.BLOCK // m)
+    terms = torch.tensor(list(factors.values()), dtype=torch.float64, device=result.device)
+    for columns, part in zip(distances.columns_of(rows, width, torch.float64), result.split(width), strict=True):
+        part.copy_(columns.sum(0).div_(m) if is_mean else terms @ columns)
     return result
 
 
 def by_coordinates(rule: Aggregator, blocks: Sequence[RowBlock], f: int, options: dict[str, Any]) -> list[Tensor]:
     """What a vector rule makes of n vectors, some coordinates at a time."""
-    n = len(blocks[0])
-    finite = torch.ones(n, dtype=torch.bool, device=blocks[0][0].device)
+    finite = torch.ones(len(blocks[0]), dtype=torch.bool, device=blocks[0][0].device)
     results = [torch.empty_like(block[0]) for block in blocks]
-    width = max(1, distances.BLOCK // n)
+    width = max(1, distances.BLOCK // len(finite))
     for block, result in zip(blocks, results, strict=True):
-        for start in range(0, len(result), width):
-            columns = distances.some_columns(block, start, start + width)
+        for columns, part in zip(distances.columns_of(block, width, torch.float64), result.split(width), strict=True):
             finite &= columns.isfinite().all(-1)
-            result[start : start + width] = rule(columns, f, **options)
+            part.copy_(rule(columns, f, **options))
     refuse_too_many(~finite, f)
     return results
 

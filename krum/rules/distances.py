@@ -3,6 +3,7 @@
 Nothing here copies the vectors but for a block of coordinates at a time.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -14,9 +15,9 @@ RowBlock = Tensor | Sequence[Tensor]
 # A pair whose distance is below this share of the two vectors' lengths (from a common reference) is computed again
 # from its differences: the expansion ||a||^2 + ||b||^2 - 2 a.b has lost three of float64's sixteen digits by then.
 CANCELLATION = 1e-3
-BLOCK = 2**17  # numbers that are held in float64 at a time
-PRODUCTS_BLOCK = 2**22  # numbers whose float32 products are computed at a time
-CHUNK, GROUP = 512, 8  # float32 products are summed over CHUNK columns, GROUP of these sums in float32, then in float64
+BLOCK = 2**18  # numbers that are held in float64 at a time
+PRODUCTS_BLOCK = 2**21  # numbers whose float32 products are computed at a time
+GROUP = 8  # float32 products are summed over a chunk of columns, GROUP of these sums in float32, then in float64
 ROWS = 128  # rows whose products with those after them are computed together: the matrix is symmetric
 FLOAT64_ROUNDING = 1e-12  # relative, of what is added up in float64 to a score
 
@@ -55,8 +56,7 @@ def only_finiteness(blocks: Sequence[RowBlock]) -> Tensor:
     first = blocks[0][0]
     finite = torch.ones(len(blocks[0]), dtype=torch.bool, device=first.device)
     for block in blocks:
-        # a float64 sum of narrower numbers cannot overflow
-        finite &= _finite(block, torch.stack([row.sum(dtype=torch.float64) for row in block]))
+        finite &= _finite(block, torch.stack([row.sum() for row in block]))
     zero = torch.zeros(len(finite), len(finite), dtype=torch.float64, device=first.device)
     return _put_at_infinity(zero, ~finite)
 
@@ -69,47 +69,39 @@ def bounds_from_float32(blocks: Sequence[RowBlock]) -> Tensor | None:
 
     A sum of c products, in whatever order, is wrong by at most `c u / (1 - c u) sum_k |x_k y_k|`, u = 2^-24 (Higham,
     Accuracy and Stability of Numerical Algorithms, 2002, section 3.1), and `sum_k |x_k y_k| <= |x| |y|`. So
-    `||a||^2 + ||b||^2 - 2 a.b` is wrong by at most `c u / (1 - c u) (|a| + |b|)^2`; c is CHUNK + GROUP, since the sums
-    of so many products are added up in float64. A large common part would make that useless, so one of the vectors is
-    subtracted then; that rounds every coordinate once, which c = CHUNK + GROUP + 4 covers, and the lengths' own error,
-    too. What underflow loses, at most 2^-126 a product or subnormal factor, is less than 2^-120 for every coordinate.
+    `||a||^2 + ||b||^2 - 2 a.b` is wrong by at most `c u / (1 - c u) (|a| + |b|)^2`; c is the chunk and GROUP, since the
+    sums of so many products are added up in float64. A large common part would make that useless, so one of the vectors
+    is subtracted then; that rounds every coordinate once, which four more in c cover, and the lengths' own error, too.
+    What underflow loses, at most 2^-126 a product or subnormal factor, is less than 2^-120 for every coordinate.
     """
     if not _multiplies_in_float32():
         return None
-    n, first, d = len(blocks[0]), blocks[0][0], sum(len(block[0]) for block in blocks)
-    gram = torch.zeros(n, n, dtype=torch.float64, device=first.device)
+    n, d = len(blocks[0]), sum(len(block[0]) for block in blocks)
+    # The scores of longer vectors lie closer together, by 1 / sqrt(d) of their size: there, tighter bounds save time.
+    chunk = 512 if d <= 10**6 else 128
+    width = max(1, PRODUCTS_BLOCK // n // (chunk * GROUP)) * chunk * GROUP
+    gram = torch.zeros(n, n, dtype=torch.float64, device=blocks[0][0].device)
     for block in blocks:
-        width = max(1, PRODUCTS_BLOCK // n // (CHUNK * GROUP)) * CHUNK * GROUP
-        reference = None
-        for columns in _columns(block, width, torch.float32):
-            if reference is None:
-                reference = _reference(columns)
-            _add_products(gram, columns if reference < 0 else columns - columns[reference])
-    lengths = gram.diagonal()
-    distances = _expanded(gram)
-    unit = (CHUNK + GROUP + 4) * 2.0**-24
-    norms = lengths.clamp(min=0).sqrt()
+        for columns in _centred(block, width, torch.float32):
+            _add_products(gram, columns, chunk)
+    unit = (chunk + GROUP + 4) * 2.0**-24
+    norms = gram.diagonal().clamp(min=0).sqrt()
     error = (unit / (1 - 2 * unit) + FLOAT64_ROUNDING) * (norms[:, None] + norms).square() + d * 2.0**-120
-    return _interval(distances, error)
+    return _interval(_expanded(gram), error) if math.isfinite(error.max()) else None
 
 
 def narrowed(bounds: Tensor, blocks: Sequence[RowBlock], rows: Tensor) -> Tensor:
     """The same bounds, narrower by far to and from a few of the vectors: from products in float64."""
-    n, first = len(blocks[0]), blocks[0][0]
-    products = torch.zeros(len(rows), n, dtype=torch.float64, device=first.device)
-    lengths = torch.zeros(n, dtype=torch.float64, device=first.device)
+    n, width = len(blocks[0]), max(1, BLOCK // len(blocks[0]))
+    products = torch.zeros(len(rows), n, dtype=torch.float64, device=blocks[0][0].device)
+    lengths = torch.zeros(n, dtype=torch.float64, device=products.device)
     for block in blocks:
-        reference = None
-        for columns in _columns(block, max(1, BLOCK // n), torch.float64):
-            if reference is None:
-                reference = _reference(columns)
-            if reference >= 0:
-                columns -= columns[reference].clone()
+        for columns in _centred(block, width, torch.float64):
             products.addmm_(columns[rows], columns.mT)
             lengths += torch.linalg.vector_norm(columns, dim=1).square()
     distances = lengths[rows, None] + lengths - 2 * products
     norms = lengths.sqrt()
-    summed = max(1, BLOCK // n) + sum(len(block[0]) for block in blocks) // max(1, BLOCK // n) + 4
+    summed = width + sum(len(block[0]) for block in blocks) // width + len(blocks) + 4
     error = (2.0**-53 * summed + FLOAT64_ROUNDING) * (norms[rows, None] + norms).square() + 1e-300
     closer = torch.stack([(distances - error).clamp(min=0), distances + error])
     closer[:, torch.arange(len(rows)), rows] = 0
@@ -127,33 +119,27 @@ def _multiplies_in_float32() -> bool:
         return False
 
 
-def _reference(columns: Tensor) -> int:
-    """A vector to subtract from all where these are alike, or -1: from a sample of the coordinates."""
-    sample = columns[:, :: max(1, columns.shape[1] // 128)].double()
-    centre = central_row(sample)
-    from_centre = (sample - sample[centre]).square().sum(-1).median()
-    return int(centre) if bool(from_centre < sample.square().sum(-1).median() / 2) else -1
-
-
-def _add_products(gram: Tensor, columns: Tensor) -> None:
+def _add_products(gram: Tensor, columns: Tensor, chunk: int) -> None:
     """Add the upper triangle of the inner products of float32 `columns [n, c]`, and some of the others."""
-    n, whole = len(columns), columns.shape[1] // (CHUNK * GROUP) * CHUNK * GROUP
-    rest = columns[:, whole:]
-    chunks = columns[:, :whole].unflatten(1, (-1, CHUNK)).transpose(0, 1)  # [many, n, CHUNK]
+    n, count = len(columns), columns.shape[1] // chunk
+    groups = count // GROUP
+    chunks = columns[:, : count * chunk].unflatten(1, (count, chunk)).transpose(0, 1)  # [count, n, chunk]
+    rest = columns[:, count * chunk :]
     for top in range(0, n, ROWS):
         bottom = top + ROWS
-        if whole:
-            products = torch.bmm(chunks[:, top:bottom], chunks[:, top:].mT)
-            gram[top:bottom, top:] += products.unflatten(0, (-1, GROUP)).sum(1).sum(0, dtype=torch.float64)
-        for some in rest.split(CHUNK, dim=1):
-            gram[top:bottom, top:] += some[top:bottom] @ some[top:].mT
+        products = torch.bmm(chunks[:, top:bottom], chunks[:, top:].mT)
+        grouped = products[: groups * GROUP].unflatten(0, (groups, GROUP)).sum(1)
+        triangle = gram[top:bottom, top:]
+        triangle += grouped.sum(0, dtype=torch.float64)
+        triangle += products[groups * GROUP :].sum(0)
+        triangle += rest[top:bottom] @ rest[top:].mT
 
 
-def _interval(distances: Tensor, error: Tensor) -> Tensor | None:
-    """Both ends, with zeros on the diagonal; None unless they are finite."""
-    bounds = torch.stack([(distances - error).clamp(min=0), distances + error])
+def _interval(distances: Tensor, error: Tensor) -> Tensor:
+    """Both ends, with zeros on the diagonal."""
+    bounds = torch.stack([(distances - error).clamp_(min=0), distances + error])
     bounds.diagonal(dim1=-2, dim2=-1).zero_()
-    return bounds if bool(bounds.isfinite().all()) else None
+    return bounds
 
 
 # --------------------------------------------------------------------------------------------------------------- exact
@@ -163,11 +149,7 @@ def _exact_distances(block: RowBlock) -> Tensor:
     """One pass over the coordinates for products in float64, one for the differences of the pairs that cancel."""
     n = len(block)
     gram = torch.zeros(n, n, dtype=torch.float64, device=block[0].device)
-    reference = None
-    for columns in _columns(block, max(1, BLOCK // n), torch.float64):
-        if reference is None:
-            reference = central_row(columns)
-        columns -= columns[reference].nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
+    for columns in _centred(block, max(1, BLOCK // n), torch.float64):
         gram.addmm_(columns, columns.mT)
     finite = _finite(block, gram.diagonal())
     distances = _expanded(gram)
@@ -186,15 +168,18 @@ def _exact_distances(block: RowBlock) -> Tensor:
 def _from_differences(block: RowBlock, pairs: Tensor) -> Tensor:
     """`||V_i - V_j||^2` for `pairs [p, 2]`, from the coordinates' differences."""
     total = torch.zeros(len(pairs), dtype=torch.float64, device=pairs.device)
-    for columns in _columns(block, max(1, BLOCK // len(block)), torch.float64):
+    for columns in columns_of(block, max(1, BLOCK // len(block)), torch.float64):
         at_once = BLOCK // columns.shape[1] + 1
         for some, sums in zip(pairs.split(at_once), total.split(at_once), strict=True):
             sums += (columns[some[:, 0]] - columns[some[:, 1]]).square_().sum(-1)
     return total
 
 
-def _columns(block: RowBlock, width: int, dtype: torch.dtype) -> Iterator[Tensor]:
-    """The columns, `width` at a time, as matrices [n, width], each to be used before the next one.
+# ------------------------------------------------------------------------------------------------------------- columns
+
+
+def columns_of(block: RowBlock, width: int, dtype: torch.dtype) -> Iterator[Tensor]:
+    """The columns, `width` at a time, as matrices [n, width], each to be used, and not changed, before the next one.
 
     A float32 matrix gives views if float32 is wanted; all else is copied into one buffer.
     """
@@ -208,23 +193,31 @@ def _columns(block: RowBlock, width: int, dtype: torch.dtype) -> Iterator[Tensor
         if isinstance(block, Tensor):
             columns.copy_(block[:, start : start + width])
         else:
-            for values, row in zip(columns, block, strict=True):
-                values.copy_(row[start : start + width])
+            torch.stack([row[start : start + width] for row in block], out=columns)
         yield columns
 
 
-def some_columns(block: RowBlock, start: int, stop: int) -> Tensor:
-    """Some columns of n vectors, a copy in float64: `[n, stop - start]`, less at the end."""
-    if isinstance(block, Tensor):
-        return block[:, start:stop].to(torch.float64, copy=True)
-    return torch.stack([row[start:stop] for row in block]).double()
+def _centred(block: RowBlock, width: int, dtype: torch.dtype) -> Iterator[Tensor]:
+    """The columns, `width` at a time, less those of one of the vectors where the vectors have much in common."""
+    reference = None
+    for place, columns in enumerate(columns_of(block, width, dtype)):
+        if place == 0:
+            reference = _reference(columns)
+        if reference is None:
+            yield columns
+        else:
+            yield columns - columns[reference].nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
 
 
-def central_row(columns: Tensor) -> Tensor:
-    """The index of a vector amid the others, to measure from; a poor choice costs time, never exactness."""
-    sample = columns[:, :: max(1, columns.shape[1] // 32)]
-    distances = torch.cdist(sample, sample, compute_mode="donot_use_mm_for_euclid_dist")
-    return distances.nan_to_num(nan=torch.inf).sort(-1).values[:, : len(columns) // 2 + 1].sum(-1).argmin()
+def _reference(columns: Tensor) -> int | None:
+    """A vector amid the others, if most of them are nearer to it than to zero: by a sample of the coordinates.
+
+    A poor choice costs time, never exactness.
+    """
+    sample = columns[:, :: max(1, columns.shape[1] // 32)].double().nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
+    from_median = (sample - sample.median(0).values).square().sum(1)
+    near = from_median < sample.square().sum(1) / 4  # two vectors differ by twice as much
+    return int(from_median.argmin()) if 2 * int(near.sum()) > len(sample) else None
 
 
 def _expanded(gram: Tensor) -> Tensor:
@@ -240,7 +233,7 @@ def _put_at_infinity(distances: Tensor, infinite: Tensor) -> Tensor:
 
 
 def _finite(block: RowBlock, lengths: Tensor) -> Tensor:
-    """Which vectors have no NaN and no infinity; those of a finite squared length need no look."""
+    """Which vectors have no NaN and no infinity; those of a finite squared length, or sum, need no look."""
     finite = lengths.isfinite()
     for row in (~finite).nonzero().squeeze(-1).tolist():
         finite[row] = all(piece.isfinite().all() for piece in block[row].split(BLOCK))

@@ -27,14 +27,16 @@ def proven_weights(rule: Aggregator, blocks: Sequence[RowBlock], f: int, options
     if bounds is None:
         return None
     low, high = rule.scores(bounds, f, **options)
-    undecided = ((low <= high.sort().values[m - 1]) & (high >= low.sort().values[m])).nonzero().squeeze(-1)
-    if len(undecided) > n / 2:
-        return None
-    if len(undecided):
-        low, high = rule.scores(distances.narrowed(bounds, blocks, undecided), f, **options)
-    chosen = high.argsort()[:m]
-    others = low.clone()
-    others[chosen] = torch.inf
-    if not bool(high[chosen[-1]] < others.min()):
-        return None
-    return torch.zeros_like(high).index_fill_(0, chosen, 1 / m)
+    chosen = _first(low, high, m)
+    if chosen is None:
+        undecided = ((low <= high.sort().values[m - 1]) & (high >= low.sort().values[m])).nonzero().squeeze(-1)
+        if len(undecided) > n / 2:
+            return None
+        chosen = _first(*rule.scores(distances.narrowed(bounds, blocks, undecided), f, **options), m)
+    return None if chosen is None else torch.zeros_like(high).index_fill_(0, chosen, 1 / m)
+
+
+def _first(low: Tensor, high: Tensor, m: int) -> Tensor | None:
+    """The indices of the m scores whose intervals end first, if they end before all others begin."""
+    order = high.argsort()
+    return order[:m] if bool(high[order[m - 1]] < low[order[m:]].min()) else None
