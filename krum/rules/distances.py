@@ -97,7 +97,7 @@ def narrowed(bounds: Tensor, blocks: Sequence[RowBlock], rows: Tensor) -> Tensor
     lengths = torch.zeros(n, dtype=torch.float64, device=products.device)
     for block in blocks:
         for columns in _centred(block, width, torch.float64):
-            products.addmm_(columns[rows], columns.mT)
+            products.addmm_(columns.index_select(0, rows), columns.mT)
             lengths += torch.linalg.vector_norm(columns, dim=1).square()
     distances = lengths[rows, None] + lengths - 2 * products
     norms = lengths.sqrt()

@@ -32,7 +32,8 @@ def proven_weights(rule: Aggregator, blocks: Sequence[RowBlock], f: int, options
         undecided = ((low <= high.sort().values[m - 1]) & (high >= low.sort().values[m])).nonzero().squeeze(-1)
         if len(undecided) > n / 2:
             return None
-        chosen = _first(*rule.scores(distances.narrowed(bounds, blocks, undecided), f, **options), m)
+        low, high = rule.scores(distances.narrowed(bounds, blocks, undecided), f, **options)
+        chosen = _first(low, high, m)
     return None if chosen is None else torch.zeros_like(high).index_fill_(0, chosen, 1 / m)
 
 

@@ -26,6 +26,7 @@ from krum.simulation.models import FEW_COLUMNS, Model, Parameters, affine
 Branch = Literal["sample pairs", "formed gradients"]
 
 FORMED_AT_ONCE = 400_000  # numbers of formed gradients: a CPU's cache should hold them
+PAIRED_AT_ONCE = 100  # rows that meet all later ones in one product: fewer waste less on the symmetric half
 PER_FORMED_NUMBER = 25  # what it costs to write and read it, in multiply-adds
 
 
@@ -53,8 +54,7 @@ class WorkerGradients:
         for x, delta in zip(self.inputs, self.deltas, strict=True):
             rows = x.shape[1] // self.workers
             if cheaper_branch(self.workers, rows, x.shape[-1], delta.shape[-1]) == "sample pairs":
-                products = x.bmm(x.mT).add_(1).mul_(delta.bmm(delta.mT))
-                gram += products.unflatten(1, (-1, rows)).sum(2).unflatten(-1, (-1, rows)).sum(-1)
+                _add_sums_over_pairs(gram, x, delta)
             else:
                 _add_products_of_formed(gram, x, delta)
         upper = gram.triu_()  # the triangles of a product may differ in their last bits, and ties would break
@@ -223,7 +223,7 @@ def cheaper_branch(workers: int, rows: int, fan_in: int, fan_out: int) -> Branch
     `rows` is what each worker has in the layer: its samples, times the positions of a convolution.
     """
     every = workers * rows
-    over_pairs = every**2 * (fan_in + fan_out)
+    over_pairs = every * (every + min(every, _workers_at_once(rows) * rows)) / 2 * (fan_in + fan_out)
     formed = (every + workers**2 + PER_FORMED_NUMBER * workers) * fan_in * fan_out
     return "sample pairs" if over_pairs <= formed else "formed gradients"
 
@@ -266,6 +266,24 @@ def subtract(parameters: Parameters, vectors: Tensor, rate: float) -> None:
     for (weight, bias), (of_weight, of_bias) in zip(parameters, layers, strict=True):
         weight.sub_(of_weight, alpha=rate)
         bias.sub_(of_bias, alpha=rate)
+
+
+def _add_sums_over_pairs(gram: Tensor, x: Tensor, delta: Tensor) -> None:
+    """Add a layer's sums over pairs of rows to the upper triangle, block by block of workers."""
+    replicas, h = gram.shape[:2]
+    rows = x.shape[1] // h
+    at_once = _workers_at_once(rows)
+    for first in range(0, h, at_once):
+        last = min(first + at_once, h)
+        these, later = slice(first * rows, last * rows), slice(first * rows, None)
+        products = x[:, these].bmm(x[:, later].mT).add_(1).mul_(delta[:, these].bmm(delta[:, later].mT))
+        by_worker = products.view(replicas, last - first, rows, -1).sum(2).unflatten(-1, (-1, rows)).sum(-1)
+        gram[:, first:last, first:] += by_worker
+
+
+def _workers_at_once(rows: int) -> int:
+    """How many workers' rows meet all later ones in one matrix product."""
+    return max(1, PAIRED_AT_ONCE // rows)
 
 
 def _add_products_of_formed(gram: Tensor, x: Tensor, delta: Tensor) -> None:

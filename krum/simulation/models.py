@@ -115,6 +115,7 @@ class ConvNet:
             *convolutions,
             (self.channels[-1] * self.sides[-1] ** 2, classes),
         ]
+        self._places: dict[int, Tensor] = {}  # see _unfold
 
     def forward(self, parameters: Parameters, samples: Tensor) -> tuple[list[Tensor], list[Tensor], Tensor]:
         replicas, count, _ = samples.shape
@@ -136,10 +137,19 @@ class ConvNet:
 
     def _unfold(self, maps: Tensor, layer: int) -> Tensor:
         """`[R, S, side^2 C]` -> `[R, S P, kernel^2 C]`."""
-        images = maps.unflatten(-1, (self.sides[layer], self.sides[layer], self.channels[layer]))
-        windows = images.unfold(2, self.kernel, self.stride).unfold(3, self.kernel, self.stride)
-        channels_last = windows.movedim(4, -1)  # [R, S, down, across, kernel, kernel, C]
-        return channels_last.reshape(len(maps), -1, self.layers[layer][0])
+        replicas, count, width = maps.shape
+        if layer not in self._places:
+            self._places[layer] = self._windows(layer).to(maps.device)
+        places = self._places[layer]
+        unfolded = maps.reshape(replicas * count, width).index_select(1, places)
+        return unfolded.view(replicas, -1, self.layers[layer][0])
+
+    def _windows(self, layer: int) -> Tensor:
+        """Which number of a map stands where in its windows, one after the other."""
+        side, depth = self.sides[layer], self.channels[layer]
+        numbers = torch.arange(side * side * depth).view(side, side, depth)
+        windows = numbers.unfold(0, self.kernel, self.stride).unfold(1, self.kernel, self.stride)
+        return windows.permute(0, 1, 3, 4, 2).flatten()  # [down, across, C, kernel, kernel], channels last
 
     def _fold(self, unfolded: Tensor, layer: int, replicas: int, count: int) -> Tensor:
         """The reverse of `_unfold`, summing where windows overlap: `[R, S P, kernel^2 C]` -> `[R, S side^2, C]`."""
