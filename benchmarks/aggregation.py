@@ -74,7 +74,7 @@ Krum of n float32 vectors of d numbers: milliseconds, median (least - most) of {
 
 "ten lines" is Krum by `X @ X.T` in float32, as anyone would write it. It and torchjd subtract float32 inner products,
 which loses the choice where vectors have a large common part; ours is the choice of exact arithmetic
-([how](../krum/rules/selection.py)). We and flwr take a list as it is; the others copy it into a matrix first. What they
-compute differs: byzfl's Krum counts one neighbour more, torchjd's does not square. byzpy 0.1.4 wants torch before 2.6
-and does not install beside it; PyPI's krum wants Python 3.12, and this package's name.
+([how](../krum/rules/proven_choice.py)). We and flwr take a list as it is; the others copy it into a matrix first. What
+they compute differs: byzfl's Krum counts one neighbour more, torchjd's does not square. byzpy 0.1.4 wants torch before
+2.6 and does not install beside it; PyPI's krum wants Python 3.12, and this package's name.
 """

@@ -1,5 +1,5 @@
 """`krum.distributed.sharded`, by its public name."""
 
-from krum.distributed.sharded import aggregate, squared_distances, weights
+from krum.distributed.sharded import aggregate, weights
 
-__all__ = ["aggregate", "squared_distances", "weights"]
+__all__ = ["aggregate", "weights"]

@@ -44,7 +44,7 @@ def check_against_oracle(name, vectors, f, m=None):
     """The fast rule chooses what the oracle chooses, and `aggregate` returns just that."""
     options = {} if m is None else {"m": m}
     count = 1 if name != "multi-krum" else (len(vectors) - f if m is None else m)
-    expected = chosen(SCORES[name](vectors.tolist(), f), count)
+    expected = chosen(SCORES[name](vectors, f), count)
     assert chosen_by(name, vectors, f, **options) == set(expected)
     result = krum.aggregate(vectors, name, f=f, **options)
     assert result.dtype == vectors.dtype
@@ -64,60 +64,43 @@ def normal(n, d, seed=0, dtype=np.float32):
     return np.random.default_rng(seed).normal(size=(n, d)).astype(dtype)
 
 
-def check_all_against_oracle(vectors, f):
-    for name in CHOOSING:
-        check_against_oracle(name, vectors, f)
-
-
-def test_choices_with_a_common_offset_are_the_oracles():
-    for n in (20, 40):
-        for seed in range(4):
-            check_all_against_oracle((1e4 + 1e-2 * normal(n, 50, seed, np.float64)).astype(np.float32), f=6)
-
-
-def test_choices_at_every_scale_are_the_oracles():
-    vectors = normal(20, 30, dtype=np.float64)
+def difficult_problems():
+    """(vectors, f): common offsets, scales, ties, duplicates, clusters, bad workers, and every n with its largest f."""
+    plain = normal(20, 30, dtype=np.float64)
+    for seed in range(4):
+        for n in (20, 40):
+            yield (1e4 + 1e-2 * normal(n, 50, seed, np.float64)).astype(np.float32), 6
     for scale in (1e-20, 1e-3, 1.0, 1e6, 1e15):
-        check_all_against_oracle((vectors * scale).astype(np.float32), f=6)
-    for scale in (1e-70, 1.0, 1e70):  # float64 holds the fourth powers
-        check_all_against_oracle(vectors * scale, f=6)
-    for scale in (1e-150, 1e150):
-        check_against_oracle("krum", vectors * scale, f=6)
-
-
-def test_duplicates_and_ties_go_to_the_smallest_index():
-    for scale in (1.0, 0.1, 1e15):
-        for seed in range(5):
-            rng = np.random.default_rng(seed)
-            few = rng.normal(size=(4, 17)) * scale
-            check_all_against_oracle(few[rng.integers(4, size=23)], f=5)
-            check_all_against_oracle(rng.integers(-2, 3, size=(23, 2)).astype(np.float32), f=5)
-    check_all_against_oracle(np.zeros((9, 3)), f=2)
-    check_all_against_oracle(np.eye(9, dtype=np.float32), f=2)
-
-
-def test_choices_between_two_distant_clusters_are_the_oracles():
-    cluster = np.where(np.arange(20)[:, None] % 2, 1e6, -1e6)
-    check_all_against_oracle(cluster + 1e-3 * normal(20, 30, dtype=np.float64), f=6)
-
-
-def test_bad_workers_do_not_change_whom_the_oracle_chooses():
+        yield (plain * scale).astype(np.float32), 6
+    for scale in (1e-70, 1e70):  # float64 holds the fourth powers
+        yield plain * scale, 6
+    for scale, seed in itertools.product((1.0, 0.1, 1e15), range(5)):
+        rng = np.random.default_rng(seed)
+        yield (rng.normal(size=(4, 17)) * scale)[rng.integers(4, size=23)], 5
+        yield rng.integers(-2, 3, size=(23, 2)).astype(np.float32), 5
+    yield np.zeros((9, 3)), 2
+    yield np.eye(9, dtype=np.float32), 2
+    yield np.where(np.arange(20)[:, None] % 2, 1e6, -1e6) + 1e-3 * plain, 6
     places = [([0],), ([19],), ([0, 3, 4, 9, 18, 19],), (0, 0), (np.arange(6), np.arange(6))]
-    for bad in (np.nan, np.inf, -np.inf, 1e30, -1e30):
-        for place in places:
-            vectors = normal(20, 30)
-            vectors[place] = bad
-            check_all_against_oracle(vectors, f=6)
+    for bad, place in itertools.product((np.nan, np.inf, -np.inf, 1e30, -1e30), places):
+        vectors = normal(20, 30)
+        vectors[place] = bad
+        yield vectors, 6
     vectors = normal(20, 30)
     vectors[0], vectors[1], vectors[2, 3], vectors[3] = np.nan, np.inf, 1e30, 1e30
     vectors[4, ::2], vectors[5, 1::2] = -np.inf, np.nan
-    check_all_against_oracle(vectors, f=6)
-
-
-def test_choices_at_every_n_and_its_largest_f_are_the_oracles():
+    yield vectors, 6
     for n in (*range(3, 28), 40, 59, 60):
-        check_all_against_oracle(normal(n, 8, seed=n), f=(n - 3) // 2)  # n = 2f + 3 for odd n
-        check_all_against_oracle(100 + normal(n, 8, seed=n), f=0)
+        yield normal(n, 8, seed=n), (n - 3) // 2  # n = 2f + 3 for odd n
+        yield 100 + normal(n, 8, seed=n), 0
+
+
+def test_choices_on_difficult_vectors_are_the_oracles():
+    for vectors, f in difficult_problems():
+        for name in CHOOSING:
+            check_against_oracle(name, vectors, f)
+    for scale in (1e-150, 1e150):
+        check_against_oracle("krum", normal(20, 30, dtype=np.float64) * scale, f=6)
 
 
 @st.composite
@@ -150,7 +133,7 @@ def test_choices_on_drawn_vectors_are_the_oracles(name, problem, data):
     vectors, f, exact = problem
     m = data.draw(st.integers(1, len(vectors) - f)) if name == "multi-krum" else 1
     options = {"m": m} if name == "multi-krum" else {}
-    scores = SCORES[name](vectors.tolist(), f)
+    scores = SCORES[name](vectors, f)
     expected, found = set(chosen(scores, m)), chosen_by(name, vectors, f, **options)
     assert len(found) == m
     for missed, taken in zip(
@@ -329,7 +312,7 @@ def test_the_first_of_the_nearest_pair_wins_the_tie():
         vectors = normal(3, 1099, seed)
         check_against_oracle("krum", vectors, f=0)
         gram = vectors.astype(np.float64) @ vectors.T.astype(np.float64)
-        assert krum.weights(gram, "krum", f=0).argmax() == chosen(SCORES["krum"](vectors.tolist(), 0), 1)[0]
+        assert krum.weights(gram, "krum", f=0).argmax() == chosen(SCORES["krum"](vectors, 0), 1)[0]
 
 
 def test_f_may_be_a_numpy_integer():
@@ -340,10 +323,19 @@ def test_f_may_be_a_numpy_integer():
 
 def test_vector_rules_against_numpy():
     for n in (9, 12):
-        vectors = normal(n, 40, dtype=np.float64)
-        assert np.allclose(krum.aggregate(vectors, "median"), np.median(vectors, axis=0), rtol=1e-12)
-        middle = np.sort(vectors, axis=0)[3:-3].mean(0)
-        assert np.allclose(krum.aggregate(vectors, "trimmed-mean", f=3), middle, rtol=1e-12)
+        vectors = normal(n, 70, dtype=np.float64)
+        vectors[1, :9], vectors[0, 5], vectors[2, 3] = np.nan, np.inf, -np.inf
+        ordered = np.sort(np.where(np.isnan(vectors), np.inf, vectors), axis=0)
+        for name, expected in (("median", np.median(ordered, axis=0)), ("trimmed-mean", ordered[3:-3].mean(0))):
+            assert np.allclose(krum.aggregate(vectors, name, f=3), expected, rtol=1e-12)
+
+
+def test_means_are_exact_where_their_sums_are():
+    assert krum.aggregate(np.array([[1.0], [4.0], [7.0]]), "average") == [4.0]
+    for m in range(2, 60):
+        vectors = np.random.default_rng(m).integers(-1000, 1000, size=(60, 5)).astype(np.float64)
+        best = chosen(SCORES["multi-krum"](vectors, 5), m)
+        assert np.array_equal(krum.aggregate(vectors, "multi-krum", f=5, m=m), vectors[best].mean(0))
 
 
 def bad_somewhere(f, vectors, rng):
@@ -355,14 +347,14 @@ def test_bulyan_is_the_loops():
     for f, extra, seed in itertools.product((0, 1, 2, 4), (3, 4, 7), range(3)):
         rng = np.random.default_rng(seed)
         vectors = bad_somewhere(f, normal(4 * f + extra, 6, seed, np.float64), rng)
-        assert np.allclose(krum.aggregate(vectors, "bulyan", f=f), bulyan(vectors.tolist(), f), rtol=1e-9, atol=1e-12)
+        assert np.allclose(krum.aggregate(vectors, "bulyan", f=f), bulyan(vectors, f), rtol=1e-9, atol=1e-12)
 
 
 def test_nearest_neighbour_mixing_is_the_loops():
     for f, seed in itertools.product((0, 1, 3, 6), range(6)):
         rng = np.random.default_rng(seed)
         vectors = bad_somewhere(f, normal(2 * f + 3 + seed % 3, 6, seed, np.float64), rng)
-        assert np.allclose(krum.aggregate(vectors, "nnm-krum", f=f), nnm_krum(vectors.tolist(), f), rtol=1e-9)
+        assert np.allclose(krum.aggregate(vectors, "nnm-krum", f=f), nnm_krum(vectors, f), rtol=1e-9)
 
 
 def test_centred_clipping_is_the_loops():
@@ -373,7 +365,7 @@ def test_centred_clipping_is_the_loops():
         for previous in (last, None):
             start = [0.0] * 6 if previous is None else previous
             result = krum.aggregate(vectors, "centred-clipping", f=3, previous=previous, **options)
-            expected = centred_clipping(vectors.tolist(), start, radius, iterations)
+            expected = centred_clipping(vectors, start, radius, iterations)
             assert np.allclose(result, expected, rtol=1e-9, atol=1e-12)
 
 
@@ -397,137 +389,86 @@ def test_figure_2_barycentre_is_defeated_and_krum_is_not():
 
 
 REFUSED = [
-    (lambda v: krum.aggregate(v, "krun", f=3), krum.InputError, "did you mean 'krum'"),
-    (lambda v: krum.aggregate(v, "krum"), krum.InputError, "f is missing"),
-    (
-        lambda v: krum.aggregate(v, "krum", f=6),
-        krum.InputError,
-        r"2f \+ 2 < n: found n = 13, f = 6; use .*f at most 5",
-    ),
-    (lambda v: krum.aggregate(v[:2], "krum", f=0), krum.InputError, "at least 3 workers"),
-    (lambda v: krum.aggregate(v, "trimmed-mean", f=7), krum.InputError, "2f < n"),
-    (lambda v: krum.aggregate(v, "krum", f=-1), krum.InputError, "f = -1"),
-    (lambda v: krum.aggregate(v, "krum", f=2.0), krum.InputError, "f = 2.0"),
-    (lambda v: krum.aggregate(v, "krum", f=True), krum.InputError, "f = True"),
-    (lambda v: krum.aggregate(v, "multi-krum", f=2, m=14), krum.InputError, "m = 14 of n = 13"),
-    (lambda v: krum.aggregate(v, "multi-krum", f=2, m=0), krum.InputError, "positive integer"),
-    (lambda v: krum.aggregate(v, "multi-krum", f=2, n=3), krum.InputError, "unknown option 'n'"),
-    (lambda v: krum.aggregate(v[0], "krum", f=2), krum.InputError, r"shape \(9,\); give \[n, d\]"),
-    (lambda v: krum.aggregate(v[:, :0], "krum", f=2), krum.InputError, r"shape \(13, 0\)"),
-    (lambda v: krum.aggregate(v.astype(int), "krum", f=2), TypeError, "int64"),
-    (lambda v: krum.aggregate(torch.ones(9, 9, dtype=torch.int32), "krum", f=2), TypeError, "int32"),
-    (lambda v: krum.aggregate(v.tolist(), "krum", f=2), TypeError, r"vectors\[0\]\[0\]: found float"),
-    (lambda v: krum.aggregate("gradients", "krum", f=2), TypeError, "found str"),
-    (lambda v: krum.aggregate([], "krum", f=2), krum.InputError, "empty list"),
-    (lambda v: krum.aggregate([[]] * 13, "krum", f=2), krum.InputError, "no numbers"),
-    (lambda v: krum.aggregate([v[:, 0], *v[1:]], "krum", f=2), krum.InputError, r"vectors\[1\]: found 1 tensors"),
-    (lambda v: krum.aggregate([[a] for a in v[:12]] + [[v[0], v[0]]], "krum", f=2), krum.InputError, r"s\[12\]"),
-    (
-        lambda v: krum.aggregate([{"a": a} for a in v[:12]] + [{"b": v[0]}], "krum", f=2),
-        krum.InputError,
-        r"keys \['b'\]",
-    ),
-    (
-        lambda v: krum.aggregate([v[0].astype("f2"), *v[1:]], "krum", f=2),
-        krum.InputError,
-        r"is 1 tensors \(\(9,\) float16\)",
-    ),
-    (
-        lambda v: krum.aggregate(np.where(np.eye(13, 9), np.nan, v), "krum", f=3),
-        krum.InputError,
-        "9 vectors hold NaN",
-    ),
-    (lambda v: krum.aggregate(np.where(np.eye(13, 9), np.inf, v), "median", f=3), krum.InputError, "but f = 3"),
-    (lambda v: krum.aggregate(np.full_like(v, np.nan), "average"), krum.InputError, "13 vectors hold NaN"),
+    (lambda v: krum.aggregate(v, "krun", f=3), "did you mean 'krum'"),
+    (lambda v: krum.aggregate(v, "krum"), "f is missing"),
+    (lambda v: krum.aggregate(v, "krum", f=6), r"2f \+ 2 < n: found n = 13, f = 6; use .*f at most 5"),
+    (lambda v: krum.aggregate(v[:2], "krum", f=0), "at least 3 workers"),
+    (lambda v: krum.aggregate(v, "trimmed-mean", f=7), "2f < n"),
+    (lambda v: krum.aggregate(v, "krum", f=-1), "f = -1"),
+    (lambda v: krum.aggregate(v, "krum", f=2.0), "f = 2.0"),
+    (lambda v: krum.aggregate(v, "krum", f=True), "f = True"),
+    (lambda v: krum.aggregate(v, "multi-krum", f=2, m=14), "m = 14 of n = 13"),
+    (lambda v: krum.aggregate(v, "multi-krum", f=2, m=0), "positive integer"),
+    (lambda v: krum.aggregate(v, "multi-krum", f=2, n=3), "unknown option 'n'"),
+    (lambda v: krum.aggregate(v[0], "krum", f=2), r"shape \(9,\); give \[n, d\]"),
+    (lambda v: krum.aggregate(v[:, :0], "krum", f=2), r"shape \(13, 0\)"),
+    (lambda v: krum.aggregate([], "krum", f=2), "empty list"),
+    (lambda v: krum.aggregate([[]] * 13, "krum", f=2), "no numbers"),
+    (lambda v: krum.aggregate([v[:, 0], *v[1:]], "krum", f=2), r"vectors\[1\]: found 1 tensors"),
+    (lambda v: krum.aggregate([[a] for a in v[:12]] + [[v[0], v[0]]], "krum", f=2), r"s\[12\]"),
+    (lambda v: krum.aggregate([{"a": a} for a in v[:12]] + [{"b": v[0]}], "krum", f=2), r"keys \['b'\]"),
+    (lambda v: krum.aggregate([v[0].astype("f2"), *v[1:]], "krum", f=2), r"is 1 tensors \(\(9,\) float16\)"),
+    (lambda v: krum.aggregate(np.where(np.eye(13, 9), np.nan, v), "krum", f=3), "9 vectors hold NaN"),
+    (lambda v: krum.aggregate(np.where(np.eye(13, 9), np.inf, v), "median", f=3), "but f = 3"),
+    (lambda v: krum.aggregate(np.full_like(v, np.nan), "average"), "13 vectors hold NaN"),
     (
         lambda v: krum.aggregate(np.where(np.arange(13)[:, None] < 1, np.nan, v), "average", f=2),
-        krum.InputError,
         r"average .*\(rows \[0",
     ),
-    (
-        lambda v: krum.aggregate(np.vstack([v, v[:1] * np.inf]), "multi-krum", f=2, m=14),
-        krum.InputError,
-        r"rows \[13\]",
-    ),
-    (lambda v: krum.aggregate(v, "1-p-krum", f=2), krum.InputError, "1-p-krum needs round, coin"),
-    (lambda v: krum.aggregate(v, "1-p-krum", f=2, round=0, coin=0.5), krum.InputError, "round = 0; give"),
-    (lambda v: krum.aggregate(v, "1-p-krum", f=2, round=1, coin=1.5), krum.InputError, "coin = 1.5; give"),
-    (
-        lambda v: krum.aggregate(v, "bulyan", f=3),
-        krum.InputError,
-        r"4f \+ 3 <= n: found n = 13, f = 3; use .* f at most 2",
-    ),
-    (lambda v: krum.aggregate(v, "centred-clipping", f=3, previous=v), krum.InputError, "previous: found shape"),
-    (lambda v: krum.aggregate(v, "krum", f=3, previous=v[0]), krum.InputError, "unknown option 'previous'"),
-    (lambda v: krum.aggregate(v, "krum", f=2, round=3), krum.InputError, "unknown option 'round'"),
-    (lambda v: krum.weights(v @ v.T + np.triu(v @ v.T), "krum", f=2), krum.InputError, "gram: .* not symmetric"),
-    (lambda v: krum.weights(v, "krum", f=2), krum.InputError, r"give \[..., n, n\]"),
-    (lambda v: krum.weights(v @ v.T, "median", f=2), krum.InputError, "call krum.aggregate"),
-    (lambda v: krum.weights(np.full((13, 13), np.nan), "krum", f=2), krum.InputError, "13 vectors hold NaN"),
-    (
-        lambda v: krum.weights(distances_of(v), "krum", f=2),
-        krum.InputError,
-        r"beyond \|V_i\| \|V_j\|, as among dist",
-    ),
-    (lambda v: krum.weights(-(v @ v.T), "krum", f=2), krum.InputError, "negative numbers on the diagonal"),
-    (lambda v: krum.weights(with_entry(v @ v.T, 3, 3, -1), "krum", f=2), krum.InputError, "negative numbers"),
-    (lambda v: krum.weights(with_entry(v @ v.T, 3, 3, -np.inf), "krum", f=2), krum.InputError, "negative numbers"),
-    (lambda v: krum.weights(with_entry(v @ v.T, 4, 2, np.nan), "krum", f=2), krum.InputError, "not symmetric"),
-    (lambda v: krum.weights(with_entries(v @ v.T, 4, 2, np.inf), "krum", f=2), krum.InputError, "not symmetric|beyond"),
-    (
-        lambda v: krum.weights(np.stack([1e20 * v @ v.T, np.triu(v @ v.T)]), "krum", f=2),
-        krum.InputError,
-        "not symmetric",
-    ),
-    (lambda v: krum.aggregate(np.ma.masked_greater(v, 1), "krum", f=2), TypeError, "masked array"),
-    (lambda v: krum.aggregate(torch.from_numpy(v).to_sparse(), "krum", f=2), TypeError, "give a dense one"),
-    (lambda v: krum.aggregate(torch.empty(13, 9, device="meta"), "krum", f=2), TypeError, "give a dense one"),
+    (lambda v: krum.aggregate(np.vstack([v, v[:1] * np.inf]), "multi-krum", f=2, m=14), r"rows \[13\]"),
+    (lambda v: krum.aggregate(v, "1-p-krum", f=2), "1-p-krum needs round: found None"),
+    (lambda v: krum.aggregate(v, "1-p-krum", f=2, round=0, coin=0.5), "round: found 0; give"),
+    (lambda v: krum.aggregate(v, "1-p-krum", f=2, round=1, coin=1.5), "coin: found 1.5; give"),
+    (lambda v: krum.aggregate(v, "bulyan", f=3), r"4f \+ 3 <= n: found n = 13, f = 3; use .* f at most 2"),
+    (lambda v: krum.aggregate(v, "centred-clipping", f=3, previous=v), "previous: found shape"),
+    (lambda v: krum.aggregate(v, "krum", f=3, previous=v[0]), "unknown option 'previous'"),
+    (lambda v: krum.aggregate(v, "krum", f=2, round=3), "unknown option 'round'"),
+    (lambda v: krum.weights(v @ v.T + np.triu(v @ v.T), "krum", f=2), "gram: .* not symmetric"),
+    (lambda v: krum.weights(v, "krum", f=2), r"give \[..., n, n\]"),
+    (lambda v: krum.weights(v @ v.T, "median", f=2), "has no weights"),
+    (lambda v: krum.weights(np.full((13, 13), np.nan), "krum", f=2), "13 vectors hold NaN"),
+    (lambda v: krum.weights(distances_of(v), "krum", f=2), r"beyond \|V_i\| \|V_j\|, as among dist"),
+    (lambda v: krum.weights(-(v @ v.T), "krum", f=2), "beyond"),
+    (lambda v: krum.weights(with_entry(v @ v.T, 3, 3, -1), "krum", f=2), "beyond"),
+    (lambda v: krum.weights(with_entry(v @ v.T, 4, 2, np.nan), "krum", f=2), "not symmetric"),
+    (lambda v: krum.weights(with_entries(v @ v.T, 4, 2, np.inf), "krum", f=2), "not symmetric|beyond"),
+    (lambda v: krum.weights(np.stack([1e20 * v @ v.T, np.triu(v @ v.T)]), "krum", f=2), "not symmetric"),
+    (lambda v: krum.aggregate([[a] for a in v[:12]] + [{"a": v[0]}], "krum", f=2), r"keys \['a'\]"),
+    (lambda v: krum.aggregate(v, "krum", f=v), "f is an integer from 0 to n - 1"),
+    (lambda v: krum.aggregate(v, "multi-krum", f=2, m=v), "m: found"),
+    (lambda v: krum.aggregate(v, "k" * 10_000, f=2), "unknown aggregator 'kkk"),
+    (lambda v: krum.aggregate(v, "centred-clipping", radius=10**400), "of at most 1e.30"),
+    (lambda v: krum.aggregate(v, "centred-clipping", radius=np.nan), "radius: found nan"),
+    (lambda v: krum.aggregate(v, "centred-clipping", radius=Fraction(1, 2)), "radius: found Frac"),
+    (lambda v: krum.aggregate(v, "1-p-krum", f=2, round=True, coin=0.5), "round: found True"),
+    (lambda v: krum.aggregate(v, "1-p-krum", f=2, round=10**400, coin=0.5), "round: found 1000"),
+    (lambda v: krum.aggregate(v.astype(float) * 1e200, "krum", f=2), "none has more than 9 others"),
+    (lambda v: parallel.aggregate_with(torch.nn.Linear(2, 2), "average"), "model: found Linear"),
+    (lambda v: parallel.aggregate_(torch.ones(3, 3), "krum", 0), r"flat: found \(3, 3\)"),
+    (lambda v: parallel.aggregate_(v, "krum", 0), "flat: found ndarray"),
+    (lambda v: parallel.aggregate_(torch.ones(3), "krum", 0), "there is no process group"),
+]
+MISTYPED = [
+    (lambda v: krum.aggregate(v.astype(int), "krum", f=2), "int64"),
+    (lambda v: krum.aggregate(torch.ones(9, 9, dtype=torch.int32), "krum", f=2), "int32"),
+    (lambda v: krum.aggregate(v.tolist(), "krum", f=2), r"vectors\[0\]\[0\]: found float"),
+    (lambda v: krum.aggregate("gradients", "krum", f=2), "found str"),
+    (lambda v: krum.aggregate(np.ma.masked_greater(v, 1), "krum", f=2), "masked array"),
+    (lambda v: krum.aggregate(torch.from_numpy(v).to_sparse(), "krum", f=2), "give a dense one"),
+    (lambda v: krum.aggregate(torch.empty(13, 9, device="meta"), "krum", f=2), "give a dense one"),
     (
         lambda v: krum.aggregate(torch.from_numpy(v).to(torch.float8_e5m2), "krum", f=2),
-        TypeError,
         "found a tensor of torch.float8_e5m2; give float16",
     ),
-    (
-        lambda v: krum.aggregate([[a] for a in v[:12]] + [{"a": v[0]}], "krum", f=2),
-        krum.InputError,
-        r"keys \['a'\]",
-    ),
-    (lambda v: krum.aggregate(v, "krum", f=v), krum.InputError, "f is an integer from 0 to n - 1"),
-    (lambda v: krum.aggregate(v, "multi-krum", f=2, m=v), krum.InputError, "m: found"),
-    (lambda v: krum.aggregate(v, "k" * 10_000, f=2), krum.InputError, "unknown aggregator 'kkk"),
-    (lambda v: krum.aggregate(v, "centred-clipping", radius=10**400), krum.InputError, "of at most 1e.30"),
-    (lambda v: krum.aggregate(v, "centred-clipping", radius=np.nan), krum.InputError, "radius: found nan"),
-    (lambda v: krum.aggregate(v, "centred-clipping", radius=Fraction(1, 2)), krum.InputError, "radius: found Frac"),
-    (lambda v: krum.aggregate(v, "1-p-krum", f=2, round=True, coin=0.5), krum.InputError, "round = True; give"),
-    (lambda v: krum.aggregate(v, "1-p-krum", f=2, round=10**400, coin=0.5), krum.InputError, "round = 1000"),
-    (
-        lambda v: krum.aggregate(v.astype(float) * 1e200, "krum", f=2),
-        krum.InputError,
-        "none has more than 9 others",
-    ),
-    (
-        lambda v: sharded.aggregate(torch.ones(13, 2), "centred-clipping", previous="x"),
-        TypeError,
-        "previous: found",
-    ),
-    (lambda v: sharded.aggregate(torch.ones(13, 2).int(), "krum", 2), TypeError, "int32"),
-    (lambda v: parallel.aggregate_with(torch.nn.Linear(2, 2), "average"), krum.InputError, "model: found Linear"),
-    (lambda v: parallel.aggregate_(torch.ones(3, 3), "krum", 0), krum.InputError, r"flat: found \(3, 3\)"),
-    (lambda v: parallel.aggregate_(v, "krum", 0), krum.InputError, "flat: found ndarray"),
-    (lambda v: parallel.aggregate_(torch.ones(3), "krum", 0), krum.InputError, "there is no process group"),
+    (lambda v: sharded.aggregate(torch.ones(13, 2), "centred-clipping", previous="x"), "previous: found"),
+    (lambda v: sharded.aggregate(torch.ones(13, 2).int(), "krum", 2), "int32"),
 ]
 
 
 def test_bad_calls_are_refused_in_one_line(count):
-    for call, error, words in REFUSED:
-        with pytest.raises(error, match=words) as refusal:
-            call(normal(13, 9))
-        assert "\n" not in str(refusal.value)
-    count("bad inputs refused in one line", len(REFUSED))
-
-
-def test_coordinates_are_ordered_with_infinities_and_nan_last():
-    values = np.random.default_rng(0).normal(size=(15, 70)).astype(np.float32)
-    values[1, :9], values[0, 5], values[2, 3] = np.nan, np.inf, -np.inf
-    expected = np.sort(np.where(np.isnan(values), np.inf, values), axis=0)[7]
-    assert np.array_equal(AGGREGATORS["median"](torch.from_numpy(values)).numpy(), expected)
+    for expected, calls in ((krum.InputError, REFUSED), (TypeError, MISTYPED)):
+        for call, words in calls:
+            with pytest.raises(expected, match=words) as refusal:
+                call(normal(13, 9))
+            assert "\n" not in str(refusal.value)
+        count("bad inputs refused in one line", len(calls))

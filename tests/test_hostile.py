@@ -21,7 +21,6 @@ from krum.simulation.adversary import Adversary
 from krum.simulation.attacks import ATTACKS
 from krum.simulation.gradients import ExplicitGradients
 
-ROOTED = ("medoid", "krum-unsquared", "krum-n-f-1-unsquared")
 SCORES = {**oracle.SCORES, "1-p-krum": oracle.krum_scores}
 CONTEXT = {"1-p-krum": {"round": 1, "coin": 0.9}}
 
@@ -36,35 +35,10 @@ def most_byzantine(name):
     return most
 
 
-class Distances:
-    """What the loops of the oracle ask, answered by numpy in the same arithmetic: for vectors too many to loop over."""
-
-    def __init__(self, vectors):
-        self.finite = np.isfinite(vectors).all(1)
-        with np.errstate(over="ignore", invalid="ignore"):
-            squared = [np.square(vectors - vector).sum(1) for vector in vectors]
-        self.squared = np.where(np.isfinite(squared), squared, np.inf)
-
-
-def scores_of(name, vectors, f):
-    """The oracle's scores, [n]; by its own loops where that is quick."""
-    if vectors.size * len(vectors) <= 3000:
-        return np.array(SCORES[name](vectors.tolist(), f))
-    n, of = len(vectors), Distances(vectors)
-    measure = {"krum-fourth-power": np.square}.get(name, np.sqrt if name in ROOTED else np.asarray)
-    with np.errstate(over="ignore", invalid="ignore"):
-        measured = measure(of.squared)
-    if name in ("medoid", "nearest-to-barycentre"):
-        return np.where(of.finite, np.where(of.finite[None], measured, 0.0).sum(1), np.inf)
-    np.fill_diagonal(measured, np.inf)
-    neighbours = n - f - (1 if "n-f-1" in name else 2)
-    return np.sort(measured, 1)[:, :neighbours].sum(1)
-
-
 def check_choice(name, case, result, m):
     """The m vectors of least score; the first of identical ones; between scores that float64 cannot tell apart, any."""
     vectors = case.exact
-    scores = scores_of(name, vectors, case.f)
+    scores = np.array(SCORES[name](vectors, case.f))
     ranked = sorted(range(len(scores)), key=lambda i: (not case.finite[i], scores[i], i))
     close = 1e-11 * scores[ranked[m - 1]] + 1e-290  # and what underflows
     if m == 1:

@@ -237,13 +237,13 @@ def test_bad_slices_are_refused():
         ([], InputError, "found none"),
         (torch.ones(3, 2, dtype=torch.int64), TypeError, "torch.int64"),
         ([torch.ones(3, 2), torch.ones(4, 2)], InputError, r"found \[3, 4\] vectors"),
-        (torch.tensor(1.0), InputError, "found a number"),
+        (torch.tensor(1.0), InputError, r"found \[0\] vectors"),
         ({"a": [1.0]}, TypeError, "found list"),
     ]
     for slices, error, words in cases:
         with pytest.raises(error, match=words):
             krum.sharded.aggregate(slices, "krum", 1)
-    with pytest.raises(InputError, match="its shapes are not those of the slices"):
+    with pytest.raises(InputError, match="previous: found shapes"):
         krum.sharded.aggregate(vectors(), "centred-clipping", F, radius=1.0, previous=torch.zeros(D + 1))
     with pytest.raises(InputError, match="has no weights"):
         krum.sharded.weights(vectors(), "median", F)

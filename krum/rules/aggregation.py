@@ -13,6 +13,7 @@ from krum.rules import distances, proven_choice
 from krum.rules import vectors as forms
 from krum.rules.aggregators import AGGREGATORS, Aggregator
 from krum.rules.distances import RowBlock
+from krum.rules.vectors import Vectors
 
 Array = TypeVar("Array", Tensor, np.ndarray)
 
@@ -48,21 +49,7 @@ def aggregate(vectors: Any, aggregator: str = "krum", f: int | None = None, **op
     >>> aggregate(np.vstack([honest, [[1e9, np.nan]]]), "krum", f=1)
     array([1., 2.])
     """
-    given = forms.read(vectors)
-    previous = options.pop("previous", None) if lookup(AGGREGATORS, aggregator, "aggregator").previous else None
-    rule, context, options, f = checked(aggregator, given.n, f, options)
-    if rule.previous:
-        given = given.and_last(previous)
-    if rule.sees == "vectors":
-        if rule.select is not None:
-            squared = distances.of_blocks(given.blocks)
-            refuse_too_many(~squared.diagonal().isfinite(), f)
-            context = {**context, "chosen": rule.select(squared, f)}
-        result = by_coordinates(rule, given.blocks, f, {**context, **options})
-    else:
-        chosen = _weights(rule, given.blocks, f, {**context, **options})
-        result = [combine(chosen, block) for block in given.blocks]
-    return given.like_given(result)
+    return aggregate_read(forms.read(vectors), aggregator, f, options)
 
 
 @torch.no_grad()
@@ -88,78 +75,104 @@ def weights(gram: Array, aggregator: str = "krum", f: int | None = None, **optio
     tensor = forms.as_tensor(gram, "gram")
     if tensor.ndim < 2 or tensor.shape[-1] != tensor.shape[-2] or tensor.shape[-1] == 0:
         raise InputError(f"gram: found shape {tuple(tensor.shape)}; give [..., n, n], the inner products of n vectors")
-    rule = lookup(AGGREGATORS, aggregator, "aggregator")
-    if rule.sees == "vectors":
-        raise InputError(f"{rule.name} needs the vectors' coordinates and has no weights; call krum.aggregate")
-    rule, context, options, f = checked(aggregator, tensor.shape[-1], f, options)
+    n = tensor.shape[-1]
+    rule, f, options = checked(aggregator, n, f, options)
+    _refuse_without_weights(rule)
     _check_gram(tensor)
-    given = tensor.shape[-1]
     if rule.previous:  # it begins at zero, whose inner products are zero
         tensor = torch.nn.functional.pad(tensor, (0, 1, 0, 1))
     squared = distances.from_gram(tensor)
     infinite = ~squared.diagonal(dim1=-2, dim2=-1).isfinite()
-    refuse_too_many(infinite, f)
-    if bool((squared.isinf() & ~infinite[..., :, None] & ~infinite[..., None, :]).any()):
-        raise InputError("gram: found NaN or infinity between vectors of finite length; give their inner products")
-    result = rule(squared, f, **context, **options).to(tensor.dtype)
-    refuse_weighted(rule, infinite, result)
-    result = result[..., :given]
+    _refuse_too_many(infinite, f)
+    result = rule(squared, f, **options).to(tensor.dtype)
+    _refuse_weighted(rule, infinite, result)
+    result = result[..., :n]
     return result.numpy() if isinstance(gram, np.ndarray) else result
 
 
 def _check_gram(gram: Tensor) -> None:
     """Raise InputError for matrices that cannot hold inner products, but for rounding: distances, for example."""
-    wrong = "give the inner products of n vectors"
-    lengths = gram.diagonal(dim1=-2, dim2=-1).double()
-    finite = lengths.isfinite()
+    gram = gram.double()
+    squares = gram.diagonal(dim1=-2, dim2=-1)
+    finite = squares.isfinite()
     both = finite[..., :, None] & finite[..., None, :]
-    squares = lengths.where(finite, 0.0)
-    slack = 0.01 * squares.abs().amax(-1)[..., None, None]
-    unlike = gram.double() - gram.mT.double()
-    if bool((both & ~(unlike.abs() <= slack) & ~(gram.isnan() & gram.mT.isnan())).any()):
-        raise InputError(f"gram: found a matrix that is not symmetric; {wrong}")
-    rounding = torch.finfo(gram.dtype).eps * slack
-    if bool((squares < -rounding[..., 0]).any()) or bool((lengths == -torch.inf).any()):
-        raise InputError(f"gram: found negative numbers on the diagonal, which squared lengths never are; {wrong}")
-    longest = (squares.clamp(min=0)[..., :, None] * squares.clamp(min=0)[..., None, :]).sqrt()
-    if bool((both & (gram.double().abs() > 1.01 * longest + rounding)).any()):
-        raise InputError(f"gram: found numbers beyond |V_i| |V_j|, as among distances, not inner products; {wrong}")
+    lengths = squares.where(finite, 0.0).clamp(min=0).sqrt()
+    slack = 0.01 * lengths.square().amax(-1)[..., None, None]
+    if bool((both & ~((gram - gram.mT).abs() <= slack)).any()):
+        raise InputError("gram: found a matrix that is not symmetric; give the inner products of n vectors")
+    if bool((both & ~(gram.abs() <= 1.01 * lengths[..., :, None] * lengths[..., None, :] + 1e-3 * slack)).any()):
+        raise InputError("gram: found numbers beyond |V_i| |V_j|, as among distances; give inner products of n vectors")
 
 
-def _weights(rule: Aggregator, blocks: Sequence[RowBlock], f: int, options: dict[str, Any]) -> Tensor:
+def checked(aggregator: str, n: int, f: int | None, options: dict[str, Any]) -> tuple[Aggregator, int, dict[str, Any]]:
+    """The rule for n vectors, f, and what it is called with beside it. Raises InputError."""
+    rule = lookup(AGGREGATORS, aggregator, "aggregator")
+    context, own_options = rule.split(options)
+    rule.check(n, f, own_options)
+    return rule, f or 0, {**context, **own_options}
+
+
+def aggregate_read(given: Vectors, aggregator: str, f: int | None, options: dict[str, Any]) -> Any:
+    """`aggregate` of vectors that have been read, in whatever form, of which other processes may hold a part."""
+    rule, given, f, options = _prepared(given, aggregator, f, options)
+    if rule.sees == "distances":
+        chosen = _weights(rule, given, f, options)
+        return given.like_given([combine(chosen, block) for block in given.blocks])
+    if rule.select is not None:
+        squared = given.over_processes(distances.of_blocks(given.blocks))
+        _refuse_too_many(~squared.diagonal().isfinite(), f)
+        options = {**options, "chosen": rule.select(squared, f)}
+    results, finite = _by_coordinates(rule, given.blocks, f, options)
+    _refuse_too_many(given.over_processes((~finite).int()) > 0, f)
+    return given.like_given(results)
+
+
+def weights_read(given: Vectors, aggregator: str, f: int | None, options: dict[str, Any]) -> Tensor:
+    """The weights `[n]`, float64, that a Gram rule gives to vectors that have been read. Raises InputError."""
+    n = given.n
+    rule, given, f, options = _prepared(given, aggregator, f, options)
+    _refuse_without_weights(rule)
+    return _weights(rule, given, f, options)[:n]
+
+
+def _prepared(
+    given: Vectors, aggregator: str, f: int | None, options: dict[str, Any]
+) -> tuple[Aggregator, Vectors, int, dict[str, Any]]:
+    """The rule, the vectors, with the last aggregate where the rule begins there, and what else it is called with."""
+    previous = options.pop("previous", None) if lookup(AGGREGATORS, aggregator, "aggregator").previous else None
+    rule, f, options = checked(aggregator, given.n, f, options)
+    return rule, given.and_last(previous) if rule.previous else given, f, options
+
+
+def _refuse_without_weights(rule: Aggregator) -> None:
+    if rule.sees == "vectors":
+        raise InputError(f"{rule.name} needs the vectors' coordinates and has no weights; aggregate vectors with it")
+
+
+def _weights(rule: Aggregator, given: Vectors, f: int, options: dict[str, Any]) -> Tensor:
     """The weights `[n]` that a Gram rule gives to n vectors."""
     if rule.fixed_weights:
-        return weigh(rule, distances.only_finiteness(blocks), f, options)
-    proven = proven_choice.proven_weights(rule, blocks, f, options)
+        return _weigh(rule, given.over_processes(distances.only_finiteness(given.blocks)), f, options)
+    proven = None if given.is_part else proven_choice.proven_weights(rule, given.blocks, f, options)
     if proven is not None:
         return proven
-    return weigh(rule, distances.of_blocks(blocks), f, options)
+    return _weigh(rule, given.over_processes(distances.of_blocks(given.blocks)), f, options)
 
 
-def weigh(rule: Aggregator, squared: Tensor, f: int, options: dict[str, Any]) -> Tensor:
+def _weigh(rule: Aggregator, squared: Tensor, f: int, options: dict[str, Any]) -> Tensor:
     """The weights `[n]` that a Gram rule gives to n vectors at squared distances `[n, n]`. Raises InputError."""
     infinite = ~squared.diagonal().isfinite()
     if not bool(squared.isinf().any()):
         return rule(squared, f, **options)
-    refuse_too_many(infinite, f)
+    _refuse_too_many(infinite, f)
     if bool(((squared.isinf() & ~infinite[None]).sum(-1) > f)[~infinite].all()):
         raise InputError(
             f"vectors: none has more than {len(squared) - f - 2} others at a distance whose square is a "
             f"float64; scale them all down"
         )
     chosen = rule(squared, f, **options)
-    refuse_weighted(rule, infinite, chosen)
+    _refuse_weighted(rule, infinite, chosen)
     return chosen
-
-
-def checked(
-    aggregator: str, n: int, f: int | None, options: dict[str, Any]
-) -> tuple[Aggregator, dict[str, Any], dict[str, Any], int]:
-    """The rule for n vectors, the round and coin that it needs, its options, and f. Raises InputError."""
-    rule = lookup(AGGREGATORS, aggregator, "aggregator")
-    context, options = rule.split(options)
-    rule.check(n, f, options)
-    return rule, context, options, 0 if f is None else f
 
 
 def combine(weights: Tensor, block: RowBlock) -> Tensor:
@@ -175,25 +188,26 @@ def combine(weights: Tensor, block: RowBlock) -> Tensor:
     result = torch.empty_like(rows[0])
     width = max(1, distances.BLOCK // m)
     terms = torch.tensor(list(factors.values()), dtype=torch.float64, device=result.device)
-    for columns, part in zip(distances.columns_of(rows, width, torch.float64), result.split(width), strict=True):
+    for columns, part in zip(distances.columns_of(rows, width, torch.float64), result.split(width), strict=False):
         part.copy_(columns.sum(0).div_(m) if is_mean else terms @ columns)
     return result
 
 
-def by_coordinates(rule: Aggregator, blocks: Sequence[RowBlock], f: int, options: dict[str, Any]) -> list[Tensor]:
-    """What a vector rule makes of n vectors, some coordinates at a time."""
+def _by_coordinates(
+    rule: Aggregator, blocks: Sequence[RowBlock], f: int, options: dict[str, Any]
+) -> tuple[list[Tensor], Tensor]:
+    """What a vector rule makes of n vectors, some coordinates at a time, and which vectors are finite, [n]."""
     finite = torch.ones(len(blocks[0]), dtype=torch.bool, device=blocks[0][0].device)
     results = [torch.empty_like(block[0]) for block in blocks]
     width = max(1, distances.BLOCK // len(finite))
     for block, result in zip(blocks, results, strict=True):
-        for columns, part in zip(distances.columns_of(block, width, torch.float64), result.split(width), strict=True):
+        for columns, part in zip(distances.columns_of(block, width, torch.float64), result.split(width), strict=False):
             finite &= columns.isfinite().all(-1)
             part.copy_(rule(columns, f, **options))
-    refuse_too_many(~finite, f)
-    return results
+    return results, finite
 
 
-def refuse_weighted(rule: Aggregator, infinite: Tensor, weights: Tensor) -> None:
+def _refuse_weighted(rule: Aggregator, infinite: Tensor, weights: Tensor) -> None:
     """Raise InputError where a rule gives weight to a vector that is not finite."""
     if bool((infinite & (weights != 0)).any()):
         bad = (infinite & (weights != 0)).reshape(-1, infinite.shape[-1]).any(0).nonzero().squeeze(-1).tolist()
@@ -203,7 +217,7 @@ def refuse_weighted(rule: Aggregator, infinite: Tensor, weights: Tensor) -> None
         )
 
 
-def refuse_too_many(bad: Tensor, f: int) -> None:
+def _refuse_too_many(bad: Tensor, f: int) -> None:
     """Raise InputError where more than f of the vectors, `bad [..., n]`, are not finite."""
     worst = int(bad.sum(-1).max()) if bad.numel() else 0
     if worst > f:

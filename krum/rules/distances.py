@@ -18,7 +18,7 @@ CANCELLATION = 1e-3
 BLOCK = 2**18  # numbers that are held in float64 at a time
 PRODUCTS_BLOCK = 2**21  # numbers whose float32 products are computed at a time
 GROUP = 8  # float32 products are summed over a chunk of columns, GROUP of these sums in float32, then in float64
-ROWS = 128  # rows whose products with those after them are computed together: the matrix is symmetric
+ROWS = 64  # at least so many have their products with those after them computed together: the matrix is symmetric
 FLOAT64_ROUNDING = 1e-12  # relative, of what is added up in float64 to a score
 
 
@@ -125,8 +125,9 @@ def _add_products(gram: Tensor, columns: Tensor, chunk: int) -> None:
     groups = count // GROUP
     chunks = columns[:, : count * chunk].unflatten(1, (count, chunk)).transpose(0, 1)  # [count, n, chunk]
     rest = columns[:, count * chunk :]
-    for top in range(0, n, ROWS):
-        bottom = top + ROWS
+    rows = max(ROWS, n // 4)
+    for top in range(0, n, rows):
+        bottom = top + rows
         products = torch.bmm(chunks[:, top:bottom], chunks[:, top:].mT)
         grouped = products[: groups * GROUP].unflatten(0, (groups, GROUP)).sum(1)
         triangle = gram[top:bottom, top:]

@@ -35,6 +35,13 @@ from krum.registry import check_options, kebab
 
 CONTEXT = ("f", "round", "coin", "chosen")
 MOST_ROUNDS = 10**15
+ROUND = {  # what changes from round to round: whether a value fits, and what would
+    "round": (
+        lambda value: _is_integer(value) and 1 <= int(value) <= MOST_ROUNDS,
+        f"an integer from 1 to {MOST_ROUNDS:g}",
+    ),
+    "coin": (lambda value: isinstance(value, Real) and 0 <= float(value) < 1, "a number drawn from [0, 1)"),
+}
 
 
 @dataclass(frozen=True)
@@ -83,8 +90,7 @@ class Aggregator:
 
     def scores(self, squared_distances: Tensor, f: int = 0, **options: Any) -> Tensor:
         """The scores `[..., n]` of a selection rule."""
-        context = {"f": f, "round": 1, "coin": 0.0}
-        return self.function(squared_distances, *(context[name] for name in self.needs), **options)
+        return self.function(squared_distances, *([f] if "f" in self.needs else []), **options)
 
     def chosen(self, n: int, f: int, options: Mapping[str, Any]) -> int:
         """How many of n vectors a selection rule takes."""
@@ -93,22 +99,13 @@ class Aggregator:
 
     def split(self, options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         """Of a caller's keyword arguments, the round and the coin that the rule needs, and its options; InputError."""
-        needs = [name for name in self.needs if name in ("round", "coin")]
-        missing = [name for name in needs if name not in options]
-        if missing:
-            raise InputError(
-                f"{self.name} needs {', '.join(needs)}: {missing[0]} is missing; give round= (from 1) and "
-                f"coin= (drawn from [0, 1) in each round)"
-            )
-        context = {name: options[name] for name in needs}
-        if isinstance(context.get("coin"), Real):
+        context: dict[str, Any] = {name: options.get(name) for name in self.needs if name in ROUND}
+        for name, value in context.items():
+            fits, wanted = ROUND[name]
+            if not fits(value):
+                raise InputError(f"{self.name} needs {name}: found {value!r:.60}; give {wanted}, in each round")
+        if "coin" in context:
             context["coin"] = float(context["coin"])
-        if "round" in context and not (_is_integer(context["round"]) and 1 <= context["round"] <= MOST_ROUNDS):
-            raise InputError(
-                f"{self.name}: round = {context['round']!r:.60}; give an integer from 1 to {MOST_ROUNDS:g}"
-            )
-        if "coin" in context and not (isinstance(context["coin"], Real) and 0 <= float(context["coin"]) < 1):
-            raise InputError(f"{self.name}: coin = {context['coin']!r:.60}; give a number from 0 up to 1")
         return context, {name: value for name, value in options.items() if name not in context}
 
     def within_guarantee(self, n: int, f: int) -> bool:

@@ -1,8 +1,8 @@
 """Normalises a matrix, a list or state dicts to flat row blocks without copying, and gives the result their form."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -21,13 +21,23 @@ class Vectors:
 
     blocks: list[RowBlock]
     like_given: Callable[[list[Tensor]], Any]
+    sum_over_processes: Callable[[Tensor], Tensor] | None = None  # where others hold more coordinates of these vectors
 
     @property
     def n(self) -> int:
         """How many vectors there are."""
         return len(self.blocks[0])
 
-    def and_last(self, vector: Any) -> "Vectors":
+    @property
+    def is_part(self) -> bool:
+        """Other processes hold more coordinates."""
+        return self.sum_over_processes is not None
+
+    def over_processes(self, numbers: Tensor) -> Tensor:
+        """The sum of what all processes have in this place; may be computed in place."""
+        return numbers if self.sum_over_processes is None else self.sum_over_processes(numbers)
+
+    def and_last(self, vector: Any) -> Self:
         """With one vector more at the end, of the form of a result; zero where it is None. Raises InputError."""
         if vector is None:
             last = [block[0].new_zeros(block[0].shape) for block in self.blocks]
@@ -38,7 +48,7 @@ class Vectors:
         if shapes != expected or not all(bool(leaf.isfinite().all()) for leaf in last):
             raise InputError(f"previous: found shapes {shapes}; give the last aggregate, finite numbers")
         blocks: list[RowBlock] = [[*block, row.to(block[0])] for block, row in zip(self.blocks, last, strict=True)]
-        return Vectors(blocks, self.like_given)
+        return replace(self, blocks=blocks)
 
 
 def read(given: Any) -> Vectors:
@@ -65,6 +75,28 @@ def read(given: Any) -> Vectors:
     return Vectors(flat, lambda parts: _like(given[0], parts))
 
 
+def read_slices(given: Any, sum_over_processes: Callable[[Tensor], Tensor]) -> Vectors:
+    """A process's part of n vectors: a tensor `[n, ...]`, or a list or a dict of such. Raises TypeError, InputError."""
+    leaves = _leaves(given, "slices")
+    if not leaves:
+        raise InputError("slices: found none; a rank without parameters gives an empty tensor, [n, 0]")
+    counts = {len(leaf) if leaf.ndim else 0 for leaf in leaves}
+    if len(counts) > 1 or counts == {0}:
+        raise InputError(f"slices: found {sorted(counts)} vectors; give tensors [n, ...] with the same n > 0")
+    blocks: list[RowBlock] = [leaf[:, None].flatten(1) for leaf in leaves]
+    return Vectors(blocks, lambda parts: _like(each(lambda leaf: leaf[0], given), parts), sum_over_processes)
+
+
+def each(function: Callable[..., Any], given: Any, *others: Any) -> Any:
+    """What a function makes of a tensor, or of each in a list or a dict of them, with those of others like it."""
+    names = _names(given)
+    if names is not None:
+        return {name: function(given[name], *(other[name] for other in others)) for name in names}
+    if isinstance(given, list | tuple):
+        return [function(*leaves) for leaves in zip(given, *others, strict=True)]
+    return function(given, *others)
+
+
 def _names(vector: Any) -> list[Any] | None:
     """The keys of one vector, if it has any."""
     return list(vector) if not isinstance(vector, Tensor) and isinstance(vector, Mapping) else None
@@ -82,12 +114,13 @@ def _leaves(vector: Any, what: str) -> list[Tensor]:
 
 def _like(vector: Any, parts: Sequence[Tensor]) -> Any:
     """The parts in the form of a vector."""
-    if isinstance(vector, Mapping):
-        return {name: _like(leaf, [part]) for (name, leaf), part in zip(vector.items(), parts, strict=True)}
-    if isinstance(vector, list | tuple):
-        return [_like(leaf, [part]) for leaf, part in zip(vector, parts, strict=True)]
-    whole = parts[0].view(vector.shape)
-    return whole.numpy() if isinstance(vector, np.ndarray) else whole
+    remaining = iter(parts)
+
+    def shaped(leaf: Any) -> Any:
+        whole = next(remaining).view(leaf.shape)
+        return whole.numpy() if isinstance(leaf, np.ndarray) else whole
+
+    return each(shaped, vector)
 
 
 def _flat(leaf: Tensor) -> Tensor:
