@@ -1,5 +1,5 @@
 """`krum.distributed.ddp`, by its public name."""
 
-from krum.distributed.ddp import aggregate_, aggregate_with
+from krum.distributed.ddp import Aggregation, aggregate_, aggregate_with
 
-__all__ = ["aggregate_", "aggregate_with"]
+__all__ = ["Aggregation", "aggregate_", "aggregate_with"]

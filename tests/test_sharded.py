@@ -175,7 +175,6 @@ def ddp_applies_krum_to_whole_gradients(rank):
     for arguments, words in (
         ((model, "krum", 0), "has a communication hook already"),
         ((model, "krum", 1), "needs 2f"),
-        ((model, "centred-clipping", 1), "needs the last aggregate"),
         ((net, "krum", 0), "found Sequential; wrap it"),
     ):
         with pytest.raises(InputError, match=words):
@@ -206,21 +205,15 @@ def run_checks(folder):
         dist.barrier()
 
 
-@pytest.fixture(scope="module")
-def failures(tmp_path_factory):
-    """Tracebacks by check, of all checks in four processes that are started once."""
-    folder = tmp_path_factory.mktemp("failures")
+def test_in_four_processes(tmp_path):
+    """All checks in processes that are started once."""
     try:
-        processes.together(run_checks, RANKS, str(folder))
+        processes.together(run_checks, RANKS, str(tmp_path))
     except InputError:  # a rank failed, and another one waited for it in vain
-        if not any(folder.iterdir()):
+        if not any(tmp_path.iterdir()):
             raise
-    return {path.name.rpartition("-")[0]: path.read_text() for path in folder.iterdir()}
-
-
-@pytest.mark.parametrize("name", CHECKS)
-def test_in_four_processes(name, failures):
-    assert name not in failures, failures[name]
+    failures = {path.name.rpartition("-")[0]: path.read_text() for path in tmp_path.iterdir()}
+    assert not failures, "\n".join(failures.values())
 
 
 # ------------------------------------------------------------------------------------------ what is seen from outside
@@ -328,10 +321,13 @@ def test_split_model_trains_as_the_whole_one():
 
 
 def test_bytes_on_the_wire_are_those_of_the_formula():
-    rows = {row["method"]: row for row in processes.together(communication.measure, 3, 1_000_000, 3)}
-    assert set(rows) == {"averaging", "gathered", "in-parts"}
-    for row in rows.values():
-        assert row["seconds"] > 0
-        if np.isfinite(row["bytes"]):  # Linux tells
-            assert row["bytes"] == pytest.approx(row["formula"], rel=0.05)
+    for _ in range(5):  # other processes of this machine may use the interface, too
+        rows = {row["method"]: row for row in processes.together(communication.measure, 3, 1_000_000, 3)}
+        assert set(rows) == {"averaging", "gathered", "in-parts"}
+        counted = np.array([row["bytes"] / row["formula"] for row in rows.values()])
+        assert all(row["seconds"] > 0 for row in rows.values()) and not (counted < 0.95).any()
+        if not (counted > 1.05).any():  # or NaN, where the system does not tell
+            break
+    else:
+        pytest.fail(f"counted over formula: {counted}")
     assert rows["in-parts"]["formula"] < 1.001 * rows["averaging"]["formula"] < rows["gathered"]["formula"]

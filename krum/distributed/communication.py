@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from krum.distributed import ddp, sharded
+from krum.distributed import parts, sharded
 from krum.rules.aggregation import aggregate
 
 INTERFACES = Path("/proc/net/dev")
@@ -34,8 +34,8 @@ def gathered(gradient: Tensor, received: Tensor) -> None:
 
 def in_parts(gradient: Tensor, received: Tensor) -> None:
     """Krum as `krum.ddp` does it, in place."""
-    ddp.scatter(gradient, received).wait()
-    ddp.gather(sharded.aggregate(received, _rule(), f=0), gradient)
+    parts.scatter(gradient, received)
+    parts.gather(sharded.aggregate(received, _rule(), f=0), gradient)
 
 
 def _rule() -> str:
@@ -74,7 +74,7 @@ def measure(dimension: int, rounds: int = 7) -> list[dict[str, float | str]]:
     ranks, rank = dist.get_world_size(), dist.get_rank()
     drawn = torch.randn(dimension, generator=torch.Generator().manual_seed(rank))
     gradient = drawn.clone()  # averaging, and Krum in parts, leave their result in it
-    everyones = {"gathered": drawn.new_zeros(ranks, dimension), "in-parts": ddp.receive_buffer(drawn)}
+    everyones = {"gathered": drawn.new_zeros(ranks, dimension), "in-parts": parts.receive_buffer(drawn)}
     seconds, sent = defaultdict(list), defaultdict(list)
     for turn in range(rounds + 1):
         for name, method in METHODS.items():

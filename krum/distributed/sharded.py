@@ -31,8 +31,9 @@ def aggregate(
     f: int | None = None,
     *,
     group: dist.ProcessGroup | None = None,
+    return_weights: bool = False,
     **options: Any,
-) -> Slices:
+) -> Any:
     """This rank's slices of the aggregate of n vectors, by any rule of `krum.AGGREGATORS`.
 
     Args:
@@ -40,15 +41,18 @@ def aggregate(
         aggregator, f, options: as in `krum.aggregate`, and the same on every rank; `previous`, where a rule takes it,
             has the form of the result.
         group: the ranks that hold the other slices; by default all of them.
+        return_weights: also return whom the rule chose.
 
     Returns:
-        Slices of the form of `slices`, without the leading n.
+        Slices of the form of `slices`, without the leading n; with `return_weights` a pair of them and each vector's
+        weight `[n]`, float64, the same on every rank, or None for rules that have no weights ("median", ...).
 
     Raises:
         TypeError, InputError: as in `krum.aggregate`; what concerns whole vectors is raised on every rank.
     """
-    result = aggregation.aggregate_read(_read(slices, group), aggregator, f, options)
-    return vectors.each(_placed, slices, result)
+    result, chosen = aggregation.aggregate_read(_read(slices, group), aggregator, f, options)
+    result = vectors.each(_placed, slices, result)
+    return (result, chosen) if return_weights else result
 
 
 @torch.no_grad()

@@ -19,24 +19,32 @@ Array = TypeVar("Array", Tensor, np.ndarray)
 
 
 @torch.no_grad()
-def aggregate(vectors: Any, aggregator: str = "krum", f: int | None = None, **options: Any) -> Any:
+def aggregate(
+    vectors: Any, aggregator: str = "krum", f: int | None = None, *, return_weights: bool = False, **options: Any
+) -> Any:
     """Aggregate n vectors by a rule of `krum.AGGREGATORS`.
 
     Args:
         vectors: `[n, d]`, one gradient per row, as a torch tensor or a numpy array of any floating dtype; or a list of
             n tensors or arrays of any one shape; or a list of n models' gradients, each a list or a dict of them.
-            They are read in place, neither joined nor changed.
+            They are read in place, neither joined nor changed. A model may also hold integers and booleans, such as
+            batch norm's counter: they take no part in distances.
         aggregator: the rule's name, such as "krum", "multi-krum" or "median".
         f: how many of the n vectors may be Byzantine; Krum and Multi-Krum need `2f + 2 < n` (Blanchard et al., 2017,
             Proposition 1). Rules that do not use it take it for the check of their guarantee.
         options: the rule's own, such as `m` for "multi-krum"; "1-p-krum" needs `round` (from 1) and `coin` (a number
             drawn from [0, 1) in each round); "centred-clipping" takes `previous`, the last round's aggregate, in the
             form of the result (by default 0).
+        return_weights: also return whom the rule chose.
 
     Returns:
         The aggregate: a row `[d]`, or what one element of the list is; of the same kind, dtype and device, in memory
         of its own, detached from autograd. It is that of float64 arithmetic, whatever the dtype (see
-        `krum.rules.proven_choice`), and beside the result no memory grows with d.
+        `krum.rules.proven_choice`), and beside the result no memory grows with d. Integers and booleans are those of
+        the vector of greatest weight, the first on a tie; under a rule without weights each is the middle one of the
+        n values (of two middle ones the lesser), and so between values of honest workers while 2f < n.
+        With `return_weights` a pair: the aggregate, and each vector's weight `[n]`, float64, of the same kind and on
+        the same device; None for rules that have no weights ("median", ...).
 
     Raises:
         TypeError: `vectors` holds what is not a floating-point tensor or array.
@@ -49,7 +57,11 @@ def aggregate(vectors: Any, aggregator: str = "krum", f: int | None = None, **op
     >>> aggregate(np.vstack([honest, [[1e9, np.nan]]]), "krum", f=1)
     array([1., 2.])
     """
-    return aggregate_read(forms.read(vectors), aggregator, f, options)
+    given = forms.read(vectors)
+    result, chosen = aggregate_read(given, aggregator, f, options)
+    if not return_weights:
+        return result
+    return result, chosen.numpy() if given.in_numpy and chosen is not None else chosen
 
 
 @torch.no_grad()
@@ -112,19 +124,26 @@ def checked(aggregator: str, n: int, f: int | None, options: dict[str, Any]) -> 
     return rule, f or 0, {**context, **own_options}
 
 
-def aggregate_read(given: Vectors, aggregator: str, f: int | None, options: dict[str, Any]) -> Any:
-    """`aggregate` of vectors that have been read, in whatever form, of which other processes may hold a part."""
+def aggregate_read(
+    given: Vectors, aggregator: str, f: int | None, options: dict[str, Any]
+) -> tuple[Any, Tensor | None]:
+    """`aggregate` of vectors that have been read, in whatever form, of which other processes may hold a part.
+
+    Returns the aggregate in the caller's form, and the weights `[n]`, None for rules that have none.
+    """
+    n = given.n
     rule, given, f, options = _prepared(given, aggregator, f, options)
     if rule.sees == "distances":
         chosen = _weights(rule, given, f, options)
-        return given.like_given([combine(chosen, block) for block in given.blocks])
+        result = [combine(chosen, block) for block in given.blocks]
+        return given.like_given(result, chosen[:n]), chosen[:n]
     if rule.select is not None:
-        squared = given.over_processes(distances.of_blocks(given.blocks))
+        squared = _squared_distances(given)
         _refuse_too_many(~squared.diagonal().isfinite(), f)
         options = {**options, "chosen": rule.select(squared, f)}
-    results, finite = _by_coordinates(rule, given.blocks, f, options)
+    result, finite = _by_coordinates(rule, given.blocks, f, options)
     _refuse_too_many(given.over_processes((~finite).int()) > 0, f)
-    return given.like_given(results)
+    return given.like_given(result, None), None
 
 
 def weights_read(given: Vectors, aggregator: str, f: int | None, options: dict[str, Any]) -> Tensor:
@@ -156,7 +175,13 @@ def _weights(rule: Aggregator, given: Vectors, f: int, options: dict[str, Any]) 
     proven = None if given.is_part else proven_choice.proven_weights(rule, given.blocks, f, options)
     if proven is not None:
         return proven
-    return _weigh(rule, given.over_processes(distances.of_blocks(given.blocks)), f, options)
+    return _weigh(rule, _squared_distances(given), f, options)
+
+
+def _squared_distances(given: Vectors) -> Tensor:
+    """Between all vectors, float64 `[n, n]`."""
+    squared = distances.of_blocks(given.blocks)
+    return distances.keep_ties(given.over_processes(squared)) if given.is_part else squared
 
 
 def _weigh(rule: Aggregator, squared: Tensor, f: int, options: dict[str, Any]) -> Tensor:

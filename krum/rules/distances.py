@@ -161,9 +161,15 @@ def _exact_distances(block: RowBlock) -> Tensor:
         exact = _from_differences(block, pairs)
         distances[pairs[:, 0], pairs[:, 1]] = exact
         distances[pairs[:, 1], pairs[:, 0]] = exact
-        twin = (distances == 0).byte().argmax(-1)
-        distances = distances[twin][:, twin]
+        distances = keep_ties(distances)
     return _put_at_infinity(distances, ~finite)
+
+
+def keep_ties(distances: Tensor) -> Tensor:
+    """One triangle stands for both, and one of identical vectors for all of them, or rounding would decide ties."""
+    distances = distances.triu() + distances.triu(1).mT
+    twin = (distances == 0).fill_diagonal_(True).byte().argmax(-1)
+    return distances[twin][:, twin]
 
 
 def _from_differences(block: RowBlock, pairs: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from krum.errors import InputError
 from krum.rules.distances import RowBlock
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+INTEGERS = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 FORMS = "give [n, d] as a torch tensor or a numpy array, or n of them, or n models' gradients, each a list or a dict"
 
 
@@ -20,7 +21,8 @@ class Vectors:
     """n vectors in row blocks, and the way back from one vector in such pieces to the caller's form."""
 
     blocks: list[RowBlock]
-    like_given: Callable[[list[Tensor]], Any]
+    like_given: Callable[[list[Tensor], Tensor | None], Any]  # (the vector's pieces, the n vectors' weights)
+    in_numpy: bool = False
     sum_over_processes: Callable[[Tensor], Tensor] | None = None  # where others hold more coordinates of these vectors
 
     @property
@@ -42,7 +44,7 @@ class Vectors:
         if vector is None:
             last = [block[0].new_zeros(block[0].shape) for block in self.blocks]
         else:
-            last = [_flat(leaf) for leaf in _leaves(vector, "previous")]
+            last = [_flat(leaf) for leaf in _leaves(vector, "previous") if leaf.is_floating_point()]
         shapes = [tuple(leaf.shape) for leaf in last]
         expected = [tuple(block[0].shape) for block in self.blocks]
         if shapes != expected or not all(bool(leaf.isfinite().all()) for leaf in last):
@@ -57,7 +59,8 @@ def read(given: Any) -> Vectors:
         tensor = as_tensor(given, "vectors")
         if tensor.ndim != 2 or 0 in tensor.shape:
             raise InputError(f"vectors: found shape {tuple(tensor.shape)}; give [n, d], one vector a row")
-        return Vectors([tensor], lambda parts: parts[0].numpy() if isinstance(given, np.ndarray) else parts[0])
+        in_numpy = isinstance(given, np.ndarray)
+        return Vectors([tensor], lambda parts, weights: parts[0].numpy() if in_numpy else parts[0], in_numpy)
     if not given:
         raise InputError(f"vectors: found an empty {type(given).__name__}; {FORMS}")
     vectors = [_leaves(vector, f"vectors[{i}]") for i, vector in enumerate(given)]
@@ -69,22 +72,42 @@ def read(given: Any) -> Vectors:
                 f"vectors[{i}]: found {_described(given[i], vector)}, but vectors[0] is "
                 f"{_described(given[0], vectors[0])}; give n vectors of one form"
             )
-    if not any(leaf.numel() for leaf in vectors[0]):
-        raise InputError(f"vectors: found no numbers in vectors[0]; {FORMS}")
-    flat: list[RowBlock] = [[_flat(leaf) for leaf in part] for part in zip(*vectors, strict=True)]
-    return Vectors(flat, lambda parts: _like(given[0], parts))
+    if not any(leaf.numel() for leaf in vectors[0] if leaf.is_floating_point()):
+        raise InputError(f"vectors: found no floating-point numbers in vectors[0]; {FORMS}")
+    columns = list(zip(*vectors, strict=True))  # of each leaf, all n
+    blocks: list[RowBlock] = [[_flat(leaf) for leaf in leaves] for leaves in columns if leaves[0].is_floating_point()]
+
+    def like_given(parts: list[Tensor], weights: Tensor | None) -> Any:
+        rest = iter(parts)
+        whole = [next(rest) if leaves[0].is_floating_point() else _one_of(leaves, weights) for leaves in columns]
+        return _like(given[0], whole)
+
+    first = given[0] if names is None else given[0][names[0]]
+    in_numpy = isinstance(first[0] if isinstance(first, list | tuple) else first, np.ndarray)
+    return Vectors(blocks, like_given, in_numpy)
+
+
+def _one_of(leaves: Sequence[Tensor], weights: Tensor | None) -> Tensor:
+    """Integers or booleans: the vector's of greatest weight, or without weights the (lower) middle one of each."""
+    if weights is None:
+        return torch.stack(list(leaves)).long().median(0).values.to(leaves[0].dtype)
+    factors = weights.tolist()
+    return leaves[factors.index(max(factors))].clone()
 
 
 def read_slices(given: Any, sum_over_processes: Callable[[Tensor], Tensor]) -> Vectors:
     """A process's part of n vectors: a tensor `[n, ...]`, or a list or a dict of such. Raises TypeError, InputError."""
     leaves = _leaves(given, "slices")
+    for leaf in leaves:
+        as_tensor(leaf, "slices")  # no integers: a part is no whole model
     if not leaves:
         raise InputError("slices: found none; a rank without parameters gives an empty tensor, [n, 0]")
     counts = {len(leaf) if leaf.ndim else 0 for leaf in leaves}
     if len(counts) > 1 or counts == {0}:
         raise InputError(f"slices: found {sorted(counts)} vectors; give tensors [n, ...] with the same n > 0")
     blocks: list[RowBlock] = [leaf[:, None].flatten(1) for leaf in leaves]
-    return Vectors(blocks, lambda parts: _like(each(lambda leaf: leaf[0], given), parts), sum_over_processes)
+    first = each(lambda leaf: leaf[0], given)
+    return Vectors(blocks, lambda parts, _: _like(first, parts), sum_over_processes=sum_over_processes)
 
 
 def each(function: Callable[..., Any], given: Any, *others: Any) -> Any:
@@ -105,11 +128,20 @@ def _names(vector: Any) -> list[Any] | None:
 def _leaves(vector: Any, what: str) -> list[Tensor]:
     """The tensors of one vector, in order."""
     if isinstance(vector, list | tuple):
-        return [as_tensor(leaf, f"{what}[{i}]") for i, leaf in enumerate(vector)]
+        return [_leaf(leaf, f"{what}[{i}]") for i, leaf in enumerate(vector)]
     names = _names(vector)
     if names is not None:
-        return [as_tensor(vector[name], f"{what}[{name!r}]") for name in names]
+        return [_leaf(vector[name], f"{what}[{name!r}]") for name in names]
     return [as_tensor(vector, what)]
+
+
+def _leaf(array: Any, what: str) -> Tensor:
+    """A part of a model, which may also be of integers or booleans."""
+    if isinstance(array, np.ndarray) and array.dtype.kind in "biu":
+        return torch.from_numpy(array.copy())
+    if isinstance(array, Tensor) and array.dtype in INTEGERS and array.layout == torch.strided:
+        return array
+    return as_tensor(array, what)
 
 
 def _like(vector: Any, parts: Sequence[Tensor]) -> Any:
@@ -117,7 +149,7 @@ def _like(vector: Any, parts: Sequence[Tensor]) -> Any:
     remaining = iter(parts)
 
     def shaped(leaf: Any) -> Any:
-        whole = next(remaining).view(leaf.shape)
+        whole = next(remaining).reshape(leaf.shape)
         return whole.numpy() if isinstance(leaf, np.ndarray) else whole
 
     return each(shaped, vector)
