@@ -1,6 +1,6 @@
 """The one error for bad input, and the "did you mean" that goes with it."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from difflib import get_close_matches
 
@@ -24,11 +24,11 @@ def located(where: str) -> Iterator[None]:
         raise InputError(f"{where}: {error}") from None
 
 
-def unknown(what: str, found: object, known: Iterable[str]) -> str:
-    """One line for an unknown name, with the nearest known one."""
-    names = list(known)
-    near = get_close_matches(str(found), names, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    if found is None and "none" in names:
+def unknown(what: str, found: object, known: Collection[str], synonyms: Mapping[str, str] | None = None) -> str:
+    """One line for an unknown name, with the nearest known one; `synonyms` are other words for the known ones."""
+    words = {**(synonyms or {}), **{name: name for name in known}}
+    near = get_close_matches(str(found), words, n=1, cutoff=0.5)
+    hint = f"did you mean {words[near[0]]!r}? " if near else ""
+    if found is None and "none" in known:
         hint = "did you mean 'none'? "
-    return f"unknown {what} {found!r:.60}; {hint}(known: {', '.join(names) or 'none at all'})"
+    return f"unknown {what} {found!r:.60}; {hint}(known: {', '.join(known) or 'none at all'})"

@@ -1,7 +1,7 @@
 """What aggregators, attacks and models have in common: a kebab-case name and keyword options."""
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cache
 from numbers import Integral
 from types import NoneType
@@ -15,17 +15,64 @@ LARGEST = 1e30
 NUMBER = (int, float, np.integer, np.floating)  # what torch computes with; no fractions
 Entry = TypeVar("Entry")
 
+# What papers and other libraries call them, in small letters and digits alone -> the public name here.
+SYNONYMS = {
+    "avg": "average",
+    "mean": "average",
+    "fedavg": "average",
+    "mkrum": "multi-krum",
+    "comed": "median",
+    "cwmed": "median",
+    "coordinatemedian": "median",
+    "coordinatewisemedian": "median",
+    "cwtm": "trimmed-mean",
+    "trmean": "trimmed-mean",
+    "coordinatewisetrimmedmean": "trimmed-mean",
+    "geomed": "geometric-median",
+    "rfa": "geometric-median",
+    "cc": "centred-clipping",
+    "cclip": "centred-clipping",
+    "centeredclipping": "centred-clipping",
+    "alie": "a-little-is-enough",
+    "lie": "a-little-is-enough",
+    "littleisenough": "a-little-is-enough",
+    "foe": "inner-product-manipulation",
+    "ipm": "inner-product-manipulation",
+    "fallofempires": "inner-product-manipulation",
+    "bitflipping": "bit-flip",
+    "labelflipping": "label-flip",
+    "signflipping": "sign-flip",
+    "cnn": "convnet",
+}
+
 
 def kebab(function: Callable) -> str:
     """The public name of a registered function: `multi_krum` is called "multi-krum"."""
     return function.__name__.replace("_", "-")
 
 
+def canonical(name: object, registered: Collection[str], what: str) -> str:
+    """The public name that is meant: however it is spelled, `MultiKrum` or `multi_krum`, or a synonym.
+
+    Raises InputError with the nearest known name.
+    """
+    if isinstance(name, str) and name in registered:
+        return name
+    known = {synonym: public for synonym, public in SYNONYMS.items() if public in registered}
+    known |= {_letters(public): public for public in registered}
+    if not isinstance(name, str) or _letters(name) not in known:
+        raise InputError(unknown(what, name, registered, known))
+    return known[_letters(name)]
+
+
+def _letters(name: str) -> str:
+    """A name's letters and digits, in small."""
+    return "".join(character for character in name.lower() if character.isalnum())
+
+
 def lookup(registry: Mapping[str, Entry], name: object, what: str) -> Entry:
-    """The entry of that name; InputError with the nearest known name otherwise."""
-    if not isinstance(name, str) or name not in registry:
-        raise InputError(unknown(what, name, registry))
-    return registry[name]
+    """The entry of that name or synonym; InputError with the nearest known name otherwise."""
+    return registry[canonical(name, registry, what)]
 
 
 def check_options(name: str, function: Callable, options: Mapping[str, Any]) -> None:

@@ -83,6 +83,12 @@ BAD_PARAMETERS = [
     ({"attack": "barycentre-collusion", "byzantine_fraction": 0.05}, "found 1 Byzantine workers; give at least 2"),
     ({"fault_rate": 0.3}, "fault_rate: found 0.3 beside a byzantine_fraction"),
     ({"fault_rate": 0.3, "byzantine_fraction": 0, "attack": "stale"}, "several rounds; give another attack"),
+    ({"byzantine": 6}, "byzantine: found 6 beside a byzantine_fraction; give one of them"),
+    ({"byzantine": 20, "byzantine_fraction": ...}, "byzantine: found 20 of 20 workers"),
+    ({"byzantine_fraction": ...}, "attack gaussian: found nobody; give byzantine, byzantine_fraction or fault_rate"),
+    ({"byzantine_fraction": 0.04}, "attack gaussian: found a share of 0.04 among 20 workers; give byzantine"),
+    ({"byzantine_fraction": 0.04, "fault_rate": 0}, "found a share of 0.04 among 20 workers"),
+    ({"attack": "alia"}, "did you mean 'a-little-is-enough'?"),
     ({"points": 10}, "spambase holds no images to deform"),
     ({"compare_with": "median"}, "must both choose by distances"),
     ({"compare_with": "1-p-krum"}, "1-p-krum depends on chance"),
@@ -158,7 +164,7 @@ def test_bad_configuration_is_refused(count):
 
 def test_every_field_of_a_cell_says_what_it_is():
     assert all(FIELDS[name].metadata["description"] for name in PARAMETERS)
-    assert set(FIELDS) - set(PARAMETERS) == {"byzantine", "model_options", "aggregator_options", "attack_options"}
+    assert set(FIELDS) - set(PARAMETERS) == {"model_options", "aggregator_options", "attack_options"}
 
 
 def test_defaults_are_the_fields_and_the_data_sets(folder):
@@ -180,6 +186,44 @@ def test_counts_are_floors_of_the_decimal_fraction():
         for workers in (20, 100):
             parameters = {**BLOCK, "aggregator": "average", "workers": workers, "byzantine_fraction": percent / 100}
             assert make_cell(parameters).byzantine == int(Fraction(percent, 100) * workers)
+
+
+def test_a_count_is_the_share_that_it_is(folder):
+    counted = experiment.load(write(folder, **block(byzantine=[0, 6], byzantine_fraction=...)))
+    shared = experiment.load(write(folder, **block(byzantine_fraction=[0, 0.3])))
+    assert counted.cells == shared.cells
+    assert [(cell.attack, cell.byzantine, cell.declared_f) for cell in counted.cells] == [
+        ("none", 0, 6),
+        ("gaussian", 6, 6),
+    ]
+
+
+def test_a_zero_that_is_said_means_none(folder):
+    for who in ("byzantine", "byzantine_fraction", "fault_rate"):
+        (cell,) = experiment.load(write(folder, **block(**{"byzantine_fraction": ..., who: 0}))).cells
+        assert (cell.attack, cell.byzantine, cell.byzantine_fraction, cell.fault_rate) == ("none", 0, 0.0, 0.0)
+
+
+def test_synonyms_are_what_they_stand_for(folder):
+    names = {
+        "aggregator": [("MultiKrum", "multi-krum"), ("rfa", "geometric-median")],
+        "attack": [("ALIE", "a-little-is-enough")],
+        "compare_with": [("Krum", "krum")],
+        "dataset": [("spambase_log", "spambase-log")],
+        "model": [({"name": "MLP", "hidden": [3]}, {"name": "mlp", "hidden": [3]})],
+    }
+    figure = {"kind": "sweep", "x": "batch_size", "quantities": ["test_error"], "crossing": "Multi_Krum"}
+    for name, pairs in names.items():
+        for given, meant in pairs:
+            assert experiment.load(write(folder, **block(**{name: given}))).cells == (
+                experiment.load(write(folder, **block(**{name: meant}))).cells
+            )
+    spec = experiment.load(write(folder, **block(aggregator=["krum", "multi_krum"]), figure=figure))
+    assert spec.figure["crossing"] == "multi-krum"
+    (probe,) = experiment.load(write(folder, grid=..., figure={"kind": "time"}, probes=[
+        {"name": "Timing", "aggregator": "cwmed", "workers": 5, "dimension": 10}
+    ])).probes
+    assert (probe.name, dict(probe.options)["aggregator"]) == ("timing", "median")
 
 
 def test_declared_f_is_the_most_of_the_experiment(folder):

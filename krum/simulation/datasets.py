@@ -81,11 +81,11 @@ def obtain(name: str, folder: Path = DATA) -> dict[str, str]:
         with tempfile.TemporaryDirectory(dir=folder, prefix=".download-") as scratch:
             entry.fetch(Path(scratch))
             for file in missing:
-                read_checked(Path(scratch), name, file)
+                read_checked(Path(scratch), entry.name, file)
                 (folder / file).parent.mkdir(parents=True, exist_ok=True)
                 Path(scratch, file).replace(folder / file)
     for file in entry.checksums:
-        read_checked(folder, name, file)
+        read_checked(folder, entry.name, file)
     return entry.checksums
 
 

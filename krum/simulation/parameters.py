@@ -14,7 +14,7 @@ from fractions import Fraction
 from typing import Any, Self
 
 from krum.errors import InputError, unknown
-from krum.registry import LARGEST, check_options, lookup
+from krum.registry import LARGEST, canonical, check_options
 from krum.rules.aggregators import AGGREGATORS
 from krum.simulation.attacks import ATTACKS
 from krum.simulation.datasets import DATASETS
@@ -28,6 +28,11 @@ BOUNDS = {"at_least": operator.ge, "above": operator.gt, "at_most": operator.le,
 def parameter(description: str, default: Any = MISSING, **bounds: float) -> Any:
     """A field of `Cell` that a YAML may set: what it is, its default, its BOUNDS."""
     return field(default=default, metadata={"description": description, "bounds": bounds})
+
+
+def name_of(what: str, registry: Mapping[str, Any], description: str, default: Any = MISSING) -> Any:
+    """A field of `Cell` that a YAML may set to a registered name."""
+    return field(default=default, metadata={"description": description, "registry": registry, "what": what})
 
 
 @dataclass(frozen=True)
@@ -71,15 +76,15 @@ class Measured:
 class Cell(Measured):
     """Everything that decides a curve. A field without further words follows from the parameters beside it."""
 
-    dataset: str = parameter("a data set, such as spambase")
-    model: str = parameter("a model, by default the data set's own")
+    dataset: str = name_of("data set", DATASETS, "a data set, such as spambase")
+    model: str = name_of("model", MODELS, "a model, by default the data set's own")
     model_options: Options
-    aggregator: str = parameter("a rule, such as krum")
+    aggregator: str = name_of("aggregator", AGGREGATORS, "a rule, such as krum")
     aggregator_options: Options
-    attack: str = parameter("an attack or a fault", "none")
+    attack: str = name_of("attack", ATTACKS, "an attack or a fault", "none")
     attack_options: Options
     workers: int = parameter("how many workers send a vector in each round", 20, at_least=1, at_most=10_000)
-    byzantine: int = parameter("how many of the workers are Byzantine", at_least=0, at_most=10_000)
+    byzantine: int = parameter("how many of the workers are Byzantine, or give a share", at_least=0, at_most=10_000)
     byzantine_fraction: float = parameter("the Byzantine share of the workers", 0.0, at_least=0, below=1)
     declared_f: int = parameter("the rule's f, by default the most of the experiment", at_least=0, at_most=10_000)
     batch_size: int = parameter("how many samples each worker draws in a round", 3, at_least=1, at_most=10**9)
@@ -91,7 +96,9 @@ class Cell(Measured):
     evaluate_every: int = parameter("how many rounds lie between two evaluations", 25, at_least=1, at_most=10**8)
     folds: int = parameter("how many cross-validation folds there are", 10, at_least=2, at_most=1000)
     seeds: int = parameter("how many seeds are run; each holds out one fold", 10, at_least=1, at_most=10_000)
-    compare_with: str | None = parameter("a rule whose choice from the same vectors is compared in every round", None)
+    compare_with: str | None = name_of(
+        "aggregator", AGGREGATORS, "a rule whose choice from the same vectors is compared in every round", None
+    )
     measure_gradient: bool = parameter("whether evaluations measure the gradient's norm and noise", False)
 
     @property
@@ -107,8 +114,16 @@ class Cell(Measured):
         return "-".join([self.model, *sizes, *others])
 
     def validated(self) -> Self:
-        """Each parameter checked by itself; only `make_cell` checks how they fit each other. Raises InputError."""
-        return replace(self, **{name: checked(name, getattr(self, name)) for name in FIELDS if name not in OPTIONS})
+        """Each parameter checked by itself and in its own type, then how they fit each other. Raises InputError."""
+        values = {name: checked(name, getattr(self, name)) for name in PARAMETERS}
+        for name in NAMED:
+            if not isinstance(values[name], str):
+                raise InputError(f"{name}: found {values[name]!r:.60}; give a name")
+        cell = replace(self, **values)
+        _check_fit(cell, outside_guarantee=True)
+        if _is_silent(cell):
+            raise InputError(f"attack {cell.attack}: found nobody; give byzantine or fault_rate")
+        return cell
 
     @property
     def label(self) -> str:
@@ -118,9 +133,10 @@ class Cell(Measured):
 
 
 FIELDS: dict[str, Field] = {each.name: each for each in fields(Cell)}
-PARAMETERS = [name for name, each in FIELDS.items() if each.metadata and name != "byzantine"]
+PARAMETERS = [name for name, each in FIELDS.items() if each.metadata]
 OPTIONS = [name for name, each in FIELDS.items() if each.type == Options]
 NAMED = [name.removesuffix("_options") for name in OPTIONS]  # model, aggregator, attack
+ATTACKERS = ("byzantine", "byzantine_fraction", "fault_rate")  # who attacks: one of these
 
 
 def frozen(options: Mapping[str, Any]) -> Options:
@@ -140,15 +156,22 @@ def make_cell(parameters: Mapping[str, Any], outside_guarantee: bool = False) ->
         if required not in values:
             raise InputError(f"{required} is missing; give a name")
     byzantine = byzantine_count(values)
-    values = {"model": lookup(DATASETS, values["dataset"], "data set").model, "declared_f": byzantine, **values}
+    if "byzantine" in parameters:
+        if "byzantine_fraction" in parameters:
+            raise InputError(f"byzantine: found {values['byzantine']} beside a byzantine_fraction; give one of them")
+        values["byzantine_fraction"] = values["byzantine"] / values["workers"]
+    values = {"model": DATASETS[values["dataset"]].model, "declared_f": byzantine, **values, "byzantine": byzantine}
     for name in NAMED:
         values[name], options = _name_and_options(values[name])
         values[f"{name}_options"] = frozen(options)
-    cell = Cell(**values, byzantine=byzantine)
-    _check_model_and_data(cell)
-    _check_attack(cell)
-    _check_rule(cell, outside_guarantee)
-    if not (byzantine or (cell.attack != "none" and cell.fault_rate)):
+    cell = Cell(**values)
+    _check_fit(cell, outside_guarantee)
+    if _is_silent(cell):
+        said = [name for name in ATTACKERS if name in parameters]  # a zero that is said means none, as in a sweep
+        if cell.byzantine_fraction or not said:
+            found = f"a share of {cell.byzantine_fraction:g} among {cell.workers} workers" if said else "nobody"
+            raise InputError(f"attack {cell.attack}: found {found}; give byzantine, byzantine_fraction or fault_rate")
+    if not byzantine and (cell.attack == "none" or not cell.fault_rate):
         cell = replace(cell, attack="none", attack_options=(), fault_rate=0.0)
     return cell if byzantine else replace(cell, byzantine_fraction=0.0)
 
@@ -166,9 +189,11 @@ def complete(parameters: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def byzantine_count(parameters: Mapping[str, Any]) -> int:
-    """`floor(byzantine_fraction * workers)` in exact decimal arithmetic, and none where nobody attacks."""
+    """`floor(byzantine_fraction * workers)` in exact decimal arithmetic, or `byzantine`; none where nobody attacks."""
     if _name_and_options(parameters["attack"])[0] == "none":
         return 0
+    if "byzantine" in parameters:
+        return parameters["byzantine"]
     return int(Fraction(str(parameters["byzantine_fraction"])) * parameters["workers"])
 
 
@@ -183,19 +208,34 @@ def _name_and_options(value: str | Mapping[str, Any]) -> tuple[str, dict[str, An
 
 
 def checked(name: str, value: Any) -> Any:
-    """A parameter's value in its own type: 20.0 workers are 20. Raises InputError where it cannot be meant."""
+    """A parameter's value in its own type, 20.0 workers as 20, and a name as the public one.
+
+    Raises InputError where it cannot be meant.
+    """
     kind: Any = FIELDS[name].type
-    bounds = FIELDS[name].metadata["bounds"].items()
+    stated = FIELDS[name].metadata
     if kind in (int, float):
+        bounds = stated["bounds"].items()
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
         if is_number and all(BOUNDS[word](value, bound) for word, bound in bounds):
             if kind is float or value == int(value):
                 return kind(value)
-    elif isinstance(value, bool if kind is bool else str) or (value is None and FIELDS[name].default is None):
+    elif (kind is bool and isinstance(value, bool)) or (value is None and FIELDS[name].default is None):
         return value
+    elif kind is not bool and isinstance(value, str):
+        return public_name(name, value)
     elif name in NAMED and isinstance(value, Mapping) and isinstance(value.get("name"), str):
-        return value
+        return {**value, "name": public_name(name, value["name"])}
     raise InputError(f"{name}: found {value!r:.60}; give {_allowed(name)}")
+
+
+def public_name(column: str, value: Any) -> Any:
+    """A value under which something is registered, such as an aggregator, as its public name; any other as it is.
+
+    Raises InputError for an unknown name.
+    """
+    stated = FIELDS[column].metadata if column in FIELDS else {}
+    return canonical(value, stated["registry"], stated["what"]) if "registry" in stated else value
 
 
 def _allowed(name: str) -> str:
@@ -213,9 +253,20 @@ def _allowed(name: str) -> str:
 # ------------------------------------------------------------------------------ checks of what must fit each other
 
 
+def _check_fit(cell: Cell, outside_guarantee: bool) -> None:
+    _check_model_and_data(cell)
+    _check_attack(cell)
+    _check_rule(cell, outside_guarantee)
+
+
+def _is_silent(cell: Cell) -> bool:
+    """An attack that nobody commits."""
+    return cell.attack != "none" and not cell.byzantine and not cell.fault_rate
+
+
 def _check_model_and_data(cell: Cell) -> None:
     dataset, options = DATASETS[cell.dataset], dict(cell.model_options)
-    check_options(f"model {cell.model}", lookup(MODELS, cell.model, "model"), options)
+    check_options(f"model {cell.model}", MODELS[cell.model], options)
     if (size := dimension(build(cell.model, options, dataset.features, dataset.classes))) > LARGEST_MODEL:
         raise InputError(f"model {cell.model} has {size:,} parameters; give one of at most {LARGEST_MODEL:,}")
     if cell.points and dataset.standardise:
@@ -226,11 +277,13 @@ def _check_model_and_data(cell: Cell) -> None:
 
 
 def _check_attack(cell: Cell) -> None:
-    attack = lookup(ATTACKS, cell.attack, "attack")
+    attack = ATTACKS[cell.attack]
     check_options(f"attack {cell.attack}", attack.function, dict(cell.attack_options))
     if cell.attack == "none":
         return
-    if cell.fault_rate and cell.byzantine:
+    if cell.byzantine >= cell.workers:
+        raise InputError(f"byzantine: found {cell.byzantine} of {cell.workers} workers; one at least is honest")
+    if cell.fault_rate and cell.byzantine_fraction:
         raise InputError(f"fault_rate: found {cell.fault_rate:g} beside a byzantine_fraction; give one of them")
     if cell.fault_rate and (attack.least > 1 or attack.lasting):
         raise InputError(f"fault_rate: {cell.attack} takes several workers or several rounds; give another attack")
@@ -241,7 +294,7 @@ def _check_attack(cell: Cell) -> None:
 
 
 def _check_rule(cell: Cell, outside_guarantee: bool) -> None:
-    rule = lookup(AGGREGATORS, cell.aggregator, "aggregator")
+    rule = AGGREGATORS[cell.aggregator]
     try:
         rule.check(cell.workers, cell.declared_f, dict(cell.aggregator_options), outside_guarantee)
     except InputError as error:
@@ -250,7 +303,7 @@ def _check_rule(cell: Cell, outside_guarantee: bool) -> None:
         raise InputError(f"{error}{hint}") from None
     if cell.compare_with is None:
         return
-    other = lookup(AGGREGATORS, cell.compare_with, "aggregator")
+    other = AGGREGATORS[cell.compare_with]
     if other.sees != "distances" or rule.sees != "distances" or rule.fixed_weights:
         raise InputError(f"compare_with: {cell.aggregator} and {cell.compare_with} must both choose by distances")
     if set(other.needs) - {"f"}:

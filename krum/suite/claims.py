@@ -14,6 +14,7 @@ import math
 import operator
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ import numpy as np
 import pandas as pd
 
 from krum.errors import InputError, unknown
+from krum.simulation.parameters import public_name
 from krum.suite import experiment, probes, statistics, store, theory
 from krum.suite.experiment import Experiment
 from krum.suite.figures.style import NAMES
@@ -122,7 +124,9 @@ def _claims_of(entry: Mapping[str, Any], where: str) -> Iterator[Claim]:
             titles = each[key] if isinstance(each[key], Mapping) else NAMES
             words[key.capitalize()] = titles.get(value, str(value))
         quantity = {"of": {}, "minus_at": entry["quantity"].get("at", "last"), **entry["quantity"]}
-        quantity |= {side: {**chosen, **quantity[side]} for side in ("of", "minus", "over") if side in quantity}
+        for side in ("of", "minus", "over"):
+            if side in quantity:
+                quantity[side] = {key: _public(key, value) for key, value in {**chosen, **quantity[side]}.items()}
         source = entry["source"]
         if isinstance(source, Mapping):
             source = next((source[value] for value in values if value in source), None)
@@ -137,6 +141,15 @@ def _claims_of(entry: Mapping[str, Any], where: str) -> Iterator[Claim]:
             test=entry["test"],
             **{**quantity, "by": tuple(quantity.get("by", ()))},
         )
+
+
+def _public(column: str, value: Any) -> Any:
+    """A selection's value with the public names; one that is unknown is left, since rows of probes have others."""
+    if isinstance(value, list):
+        return [_public(column, item) for item in value]
+    with suppress(InputError):
+        return public_name(column, value)
+    return value
 
 
 def _filled(text: str, words: Mapping[str, str], where: str) -> str:

@@ -66,12 +66,12 @@ def load(path: Path | str, overrides: Mapping[str, Any] | None = None) -> Experi
     cells, measured = _cells(path, document, overrides), _probes(path, document, overrides)
     if not cells and not measured:
         raise InputError(f"{path}: nothing to run; give a grid of training runs, or probes")
-    figures.check(f"{path}: figure", document["figure"], cells, {probe.name for probe in measured})
+    figure = figures.check(f"{path}: figure", document["figure"], cells, {probe.name for probe in measured})
     return Experiment(
         name=path.stem,
         title=document["title"],
         claim=document["claim"],
-        figure=document["figure"],
+        figure=figure,
         cells=tuple(dict.fromkeys(cells)),
         probes=tuple(dict.fromkeys(measured)),
         part=document.get("part", "beyond"),
@@ -92,15 +92,16 @@ def _combinations(path: Path, document: Mapping[str, Any], part: str) -> Iterato
 
 
 def _cells(path: Path, document: Mapping[str, Any], overrides: Mapping[str, Any]) -> list[Cell]:
-    completed, cells = [], []
+    combinations, cells, most = [], [], 0
     for where, values in _combinations(path, document, "grid"):
+        given = {**document.get("parameters", {}), **values, **overrides}
+        combinations.append((where, given))
         with located(where):
-            completed.append((where, complete({**document.get("parameters", {}), **values, **overrides})))
+            most = max(most, byzantine_count(complete(given)))
     # A defender does not know whether it is attacked: declared_f is the most that the experiment ever meets.
-    most = max((byzantine_count(parameters) for _, parameters in completed), default=0)
-    for where, parameters in completed:
+    for where, given in combinations:
         with located(where):
-            cells.append(make_cell({"declared_f": most, **parameters}, document.get("outside_guarantee", False)))
+            cells.append(make_cell({"declared_f": most, **given}, document.get("outside_guarantee", False)))
     return cells
 
 

@@ -22,12 +22,12 @@ from krum.distributed.communication import measure as measure_exchange
 from krum.distributed.split import cell as split_cell
 from krum.distributed.split import train as train_split
 from krum.errors import InputError
-from krum.registry import check_options, kebab, lookup
+from krum.registry import canonical, check_options, kebab, lookup
 from krum.rules import distances
 from krum.rules.aggregators import AGGREGATORS
 from krum.simulation import datasets
 from krum.simulation.datasets import DATASETS
-from krum.simulation.parameters import Measured, Options, checked, make_cell
+from krum.simulation.parameters import Measured, Options, checked, frozen, make_cell, public_name
 from krum.simulation.round import descend, send, start, weigh
 from krum.simulation.run import one_thread, simulate
 from krum.suite.theory import eta
@@ -118,9 +118,11 @@ class Probe(Measured):
 
     def validated(self) -> Self:
         """Each option and the seeds checked, and how the options fit each other. Raises InputError."""
-        check_options(f"probe {self.name}", lookup(PROBES, self.name, "probe").function, dict(self.options))
-        check(self.name, dict(self.options))
-        return replace(self, seeds=checked("seeds", self.seeds))
+        name = canonical(self.name, PROBES, "probe")
+        check_options(f"probe {name}", PROBES[name].function, dict(self.options))
+        options = {key: public_name(key, value) for key, value in self.options}
+        check(name, options)
+        return replace(self, name=name, options=frozen(options), seeds=checked("seeds", self.seeds))
 
     @property
     def label(self) -> str:

@@ -11,8 +11,9 @@ from typing import Any, Literal, NewType, TypedDict, TypeVar, get_args, get_orig
 
 from matplotlib.figure import Figure
 
-from krum.errors import InputError, unknown
-from krum.registry import kebab
+from krum.errors import InputError, located, unknown
+from krum.registry import canonical, kebab, lookup
+from krum.rules.aggregators import AGGREGATORS
 from krum.simulation.parameters import Cell
 from krum.suite.store import TRAINING
 
@@ -57,9 +58,8 @@ def kind_and_options(where: str, figure: Mapping[str, Any]) -> tuple[FigureKind,
 
     Raises InputError for the first option that the kind does not have, lacks, or declares to be something else.
     """
-    if figure["kind"] not in FIGURE_KINDS:
-        raise InputError(f"{where}.kind: {unknown('figure kind', figure['kind'], FIGURE_KINDS)}")
-    kind = FIGURE_KINDS[figure["kind"]]
+    with located(f"{where}.kind"):
+        kind = lookup(FIGURE_KINDS, figure["kind"], "figure kind")
     options = {name: value for name, value in figure.items() if name not in COMMON_KEYS}
     for name, value in options.items():
         if name not in kind.options:
@@ -73,9 +73,13 @@ def kind_and_options(where: str, figure: Mapping[str, Any]) -> tuple[FigureKind,
     return kind, options
 
 
-def check(where: str, figure: Mapping[str, Any], cells: Sequence[Cell], measured: set[str]) -> None:
-    """Refuse a `figure` entry that could not be drawn from these training runs and probes: InputError."""
+def check(where: str, figure: Mapping[str, Any], cells: Sequence[Cell], measured: set[str]) -> dict[str, Any]:
+    """A `figure` entry, with the public names of rules.
+
+    Raises InputError for one that could not be drawn from these training runs and probes.
+    """
     kind, options = kind_and_options(where, figure)
+    checked = dict(figure)
     for measurement in kind.measurements:
         if measurement == TRAINING and not cells:
             raise InputError(f"{where}.kind: {kind.name} draws training runs, and there is no grid; add one")
@@ -87,13 +91,18 @@ def check(where: str, figure: Mapping[str, Any], cells: Sequence[Cell], measured
     unattacked = {cell.aggregator for cell in cells if not cell.byzantine}
     for name, value in options.items():
         declared = (kind.options[name].annotation, *get_args(kind.options[name].annotation))
-        if RuleName in declared and value not in rules:
-            raise InputError(f"{where}.{name}: {unknown('aggregator', value, sorted(rules))}")
-        if Reference in declared and value["aggregator"] not in unattacked:
-            raise InputError(
-                f"{where}.{name}.aggregator: {value['aggregator']!r} has no unattacked curve in the grid; "
-                f"give one that has ({', '.join(sorted(unattacked)) or 'none has'})"
-            )
+        with located(f"{where}.{name}"):
+            if RuleName in declared and value is not None:
+                checked[name] = canonical(value, sorted(rules), "aggregator")
+            if Reference in declared and value is not None:
+                reference = canonical(value["aggregator"], AGGREGATORS, "aggregator")
+                if reference not in unattacked:
+                    raise InputError(
+                        f"{reference!r} has no unattacked curve in the grid; "
+                        f"give one that has ({', '.join(sorted(unattacked)) or 'none has'})"
+                    )
+                checked[name] = {"aggregator": reference}
+    return checked
 
 
 def _check_value(where: str, declared: Any, value: Any) -> None:
