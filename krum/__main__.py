@@ -17,7 +17,7 @@ from krum.errors import InputError, located
 from krum.simulation import datasets, run
 from krum.simulation.parameters import Cell
 from krum.suite import claims as scorecards
-from krum.suite import experiment, figures, planning, probes, provenance, report, store
+from krum.suite import experiment, figures, planning, probes, provenance, reading, report, store
 from krum.suite import fidelity as fidelity_page
 from krum.suite.probes import Probe
 
@@ -90,10 +90,13 @@ def probe(probe: str, output: Path) -> None:
 @experiment_file
 @click.argument("curves", nargs=-1, required=True, type=Path)
 @output
-@click.option("--overrides", type=json.loads, default="{}", help="parameters that win over the YAML's, as JSON text")
-def collect(experiment_file: Path, curves: tuple[Path, ...], output: Path, overrides: dict[str, Any]) -> None:
+@click.option("--overrides", default="{}", help="parameters that win over the YAML's, as JSON text")
+def collect(experiment_file: Path, curves: tuple[Path, ...], output: Path, overrides: str) -> None:
     """Join an experiment's CURVES, probes among them, into its results."""
-    spec = experiment.load(experiment_file, overrides)
+    with located("--overrides"):
+        chosen = reading.parse(overrides)
+        reading.check_structure({"overrides": chosen}, "config", "config")
+    spec = experiment.load(experiment_file, chosen)
     asked = {measured.slug for measured in spec.measured}
     for path in curves:
         if path.stem not in asked:
@@ -140,6 +143,7 @@ def fidelity(output: Path) -> None:
 def gallery(results: Path, figures: Path) -> None:
     """Write docs/ and the README's scorecard from a full run."""
     rows, metadata = store.read(results / "claims.parquet")
+    _check_checkout()
     chosen = {name: spec for name, spec in experiment.load_all().items() if spec.part != "review"}
     report.gallery(chosen, rows, metadata["captions"], figures, ROOT)
 
@@ -150,6 +154,7 @@ def gallery(results: Path, figures: Path) -> None:
 def review(results: Path, figures: Path) -> None:
     """Write docs/review.md, with its figures, from the results of `make review`."""
     rows, _ = store.read(results / "review.parquet")
+    _check_checkout()
     experiments = experiment.load_all()
     faults, _ = store.read(results / "applications.parquet")
     tables = {
@@ -182,6 +187,12 @@ def cells(experiment_file: Path) -> None:
         print(measured.to_json())
 
 
+def _check_checkout() -> None:
+    """Refuse to write docs/ where there is none: an installed package."""
+    if not (ROOT / "docs").is_dir():
+        raise InputError("only a checkout of the project has docs/ and README.md; run it there")
+
+
 def _source(measured: Cell | Probe) -> dict[str, Any]:
     """Where the rows of a cell or a probe come from."""
     source: dict[str, Any] = {"code": provenance.code_digest(measured), "libraries": provenance.libraries()}
@@ -205,8 +216,11 @@ def main(argv: list[str] | None = None) -> int:
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    except click.ClickException as error:  # a wrong command line
+    except click.exceptions.NoArgsIsHelpError as error:
         error.show()
+        return error.exit_code
+    except click.ClickException as error:  # a wrong command line
+        print(f"error: {' '.join(error.format_message().split())}", file=sys.stderr)
         return error.exit_code
 
 

@@ -1,8 +1,15 @@
 """The one error for bad input, and the "did you mean" that goes with it."""
 
+import sys
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from difflib import get_close_matches
+
+if not hasattr(sys.modules["krum"], "PROJECT"):
+    raise ImportError(
+        "another package named krum has overwritten files of krum-experiments; "
+        "uninstall both, then install the one you want"
+    )
 
 LONGEST = 600  # characters of a message
 

@@ -10,32 +10,37 @@ import os
 import sys
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pyarrow as pa
 import torch
 import torch.distributed as dist
-import yaml
 
-from krum.distributed.train import train
-from krum.errors import InputError
+from krum.distributed.train import refuse_simulated_only, train
+from krum.errors import InputError, located
 from krum.simulation.parameters import Cell, make_cell
-from krum.suite import store
+from krum.simulation.run import pick_device
+from krum.suite import reading, store
 
 __all__ = ["main", "train"]
+
+MOST_SECONDS = 10**6
 
 
 def main(argv: list[str]) -> int:
     """Be one rank of `torchrun`; mistakes in the arguments are InputErrors, told once."""
-    parser = argparse.ArgumentParser(prog="torchrun -m krum.train", description="Train a cell with real workers.")
+    parser = _Parser(prog="torchrun -m krum.train", description="Train a cell with real workers.")
     parser.add_argument("parameters", nargs="*", metavar="parameter=value", help="as in an experiment's YAML")
     parser.add_argument("--seed", type=int, default=0, help="which of the cell's seeds (default: 0)")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     parser.add_argument("--timeout", type=float, default=60, help="seconds to wait for another rank (default: 60)")
     parser.add_argument("--output", type=Path, help="a parquet file for the curve")
-    arguments = parser.parse_args(argv)
     rank = int(os.environ.get("RANK", "0"))
     try:
+        arguments = parser.parse_args(argv)
+        if arguments.seed < 0 or not 0 < arguments.timeout < MOST_SECONDS:
+            raise InputError(f"give a seed of at least 0, and a timeout above 0 and below {MOST_SECONDS:,} s")
+        pick_device(arguments.device)
         if "RANK" not in os.environ:
             raise InputError("no ranks; start it as torchrun --nproc-per-node 4 -m krum.train ...")
         cell = _cell(arguments.parameters, int(os.environ["WORLD_SIZE"]))
@@ -59,19 +64,23 @@ def main(argv: list[str]) -> int:
     return 0
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise InputError(message)
+
+
 def _cell(parameters: list[str], workers: int) -> Cell:
     chosen: dict[str, Any] = {"workers": workers}
     for parameter in parameters:
         name, equals, value = parameter.partition("=")
         if not equals or name == "workers":
             raise InputError(f"{parameter!r}: give parameter=value; workers are the ranks")
-        try:
-            chosen[name] = yaml.safe_load(value)
-        except yaml.YAMLError:
-            raise InputError(f"{parameter!r}: the value is not valid YAML") from None
+        if name in chosen:
+            raise InputError(f"{parameter!r}: {name} is given twice")
+        with located(repr(parameter)):
+            chosen[name] = reading.parse(value)
     cell = make_cell(chosen)
-    if cell.fault_rate or cell.worker_momentum:
-        raise InputError("fault_rate and worker_momentum are simulated only; leave them out")
+    refuse_simulated_only(cell)
     return cell
 
 

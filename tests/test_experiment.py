@@ -121,6 +121,9 @@ BAD_TEXTS = [
     ("- a", "found ['a']; give an experiment with title"),
     ("title: a\ntitle: b", "key 'title' is given twice"),
     ("1: a", "key 1 is not a text"),
+    ("title: 2001-01-01", "found a timestamp; a text needs quotes"),
+    ("title: {a: [!!set {b}]}", "found a set"),
+    ("title: !!binary aaaa", "found a binary"),
     ("title: !!python/object/apply:os.system [ls]", "not valid YAML"),
     ("[" * 3000, "not valid YAML"),
     ("\udcff", "not valid YAML"),
@@ -220,9 +223,14 @@ def test_synonyms_are_what_they_stand_for(folder):
             )
     spec = experiment.load(write(folder, **block(aggregator=["krum", "multi_krum"]), figure=figure))
     assert spec.figure["crossing"] == "multi-krum"
-    (probe,) = experiment.load(write(folder, grid=..., figure={"kind": "time"}, probes=[
-        {"name": "Timing", "aggregator": "cwmed", "workers": 5, "dimension": 10}
-    ])).probes
+    (probe,) = experiment.load(
+        write(
+            folder,
+            grid=...,
+            figure={"kind": "time"},
+            probes=[{"name": "Timing", "aggregator": "cwmed", "workers": 5, "dimension": 10}],
+        )
+    ).probes
     assert (probe.name, dict(probe.options)["aggregator"]) == ("timing", "median")
 
 

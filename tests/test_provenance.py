@@ -1,6 +1,7 @@
 """A digest changes with the code that a curve needs, and with nothing else."""
 
 import ast
+import subprocess
 
 from krum.suite import provenance
 
@@ -46,9 +47,12 @@ def test_editing_a_rule_touches_it_and_those_that_call_it():
     assert changed("def three(x):\n    return x", "def three(x):\n    return -x") == {"three"}
 
 
-def test_editing_what_all_share_touches_all():
-    assert changed("FACTOR = 2", "FACTOR = 3") == set(NAMES)
-    assert changed("def helper(x):\n    return x", "def helper(x):\n    return -x") == set(NAMES), "decorated or not"
+def test_editing_what_others_share_touches_them():
+    assert changed("FACTOR = 2", "FACTOR = 3") == {"one", "two", "four"}
+    assert changed("def helper(x):\n    return x", "def helper(x):\n    return -x") == {"one", "two", "four"}
+    shared = RULES + "\ndef all_use(x):\n    return helper(FACTOR * x)\n"
+    assert changed("FACTOR = 2", "FACTOR = 3", shared) == set(NAMES)
+    assert changed("def helper(x):\n    return x", "def helper(x):\n    return -x", shared) == set(NAMES)
 
 
 def test_what_a_helper_calls_counts():
@@ -60,8 +64,11 @@ def test_words_do_not_count_nor_do_rules_that_are_added():
     assert changed('"""First."""', '"""Primus."""') == set()
     assert changed('"""First."""\n    return', "return") == set()
     assert changed("FACTOR = 2", "FACTOR = 2  # twice") == set()
-    added = RULES.replace("@cached", "@rule()\ndef five(x):\n    return x\n\n@cached")
-    assert code("one", added, [*NAMES, "five"]) == code("one")
+    five = "from numbers import Five\nFIVE = Five()\ndef times(x):\n    return FIVE * x\n\n"
+    five += "@rule(FIVE)\ndef five(x):\n    return times(x)\n"
+    added = RULES.replace("@cached", f"{five}\n@cached")
+    assert code("one", added, [*NAMES, "five"]) == code("one"), "with what only the new rule mentions"
+    assert code("five", added, [*NAMES, "five"]) != code("five", added.replace("FIVE * x", "x"), [*NAMES, "five"])
 
 
 def test_editing_this_package_touches_the_cells_that_need_it(make_cell, monkeypatch):
@@ -89,6 +96,57 @@ def test_editing_this_package_touches_the_cells_that_need_it(make_cell, monkeypa
     assert all(digest != before[key] for key, digest in digests().items())
     monkeypatch.undo()
     assert digests() == before
+
+
+def test_adding_a_data_set_touches_no_curve(make_cell, monkeypatch):
+    """Nor does a file of its own, as for its download."""
+    cells = [make_cell(), make_cell(dataset="mnist"), make_cell(attack="gaussian")]
+
+    def digests():
+        provenance.code_in.cache_clear(), provenance.code_digest.cache_clear()
+        return [provenance.code_digest(cell) for cell in cells]
+
+    before, path = digests(), "simulation/datasets.py"
+    added = "import zipfile\nfrom krum.simulation import moons_download\nMOONS = {'samples': 100}\n"
+    added += (
+        "@dataset(**MOONS, fetch=moons_download.obtain_moons)\ndef moons(folder):\n    return zipfile.ZipFile(folder)\n"
+    )
+    download = (
+        "AT = 'https://'\ndef obtain_moons(folder):\n    return fetch_moons(AT)\ndef fetch_moons(at):\n    return at\n"
+    )
+    monkeypatch.setitem(provenance.SOURCES, path, f"{provenance.SOURCES[path]}\n{added}")
+    monkeypatch.setitem(provenance.SOURCES, "simulation/moons_download.py", download)
+    monkeypatch.setitem(provenance.FUNCTIONS, "moons", "moons")
+    assert digests() == before
+    monkeypatch.undo()
+    assert digests() == before
+
+
+def test_results_tell_that_files_were_changed(tmp_path, monkeypatch):
+    def git(*arguments):
+        identity = ("-c", "user.name=n", "-c", "user.email=e")
+        subprocess.run(["git", "-C", str(tmp_path), *identity, *arguments], check=True, capture_output=True)
+
+    package = tmp_path / "krum"
+    monkeypatch.setattr(provenance, "PACKAGE", package)
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    git("init")
+    (tmp_path / "other").write_text("")
+    git("add", "other")
+    git("commit", "-m", "another project")
+    assert provenance.git_commit() == "unknown", "installed below another project"
+    git("add", ".")
+    git("commit", "-m", "this project")
+    commit = provenance.git_commit()
+    assert len(commit) == 40
+    (tmp_path / "notes").write_text("")
+    assert provenance.git_commit() == commit
+    (package / "new.py").write_text("")
+    assert provenance.git_commit() == f"{commit}-dirty"
+    (package / "new.py").unlink()
+    (package / "__init__.py").write_text("EDITED = 1")
+    assert provenance.git_commit() == f"{commit}-dirty"
 
 
 def test_cells_of_one_rule_share_a_digest_and_rules_do_not(make_cell):

@@ -14,7 +14,7 @@ from nbclient import NotebookClient
 from PIL import Image
 
 from krum.errors import InputError
-from krum.suite import claims, experiment, fidelity, report, store
+from krum.suite import claims, experiment, fidelity, reading, report, store
 
 ROOT = Path(__file__).resolve().parent.parent
 SPECS = experiment.load_all()
@@ -32,7 +32,7 @@ def test_every_parameter_has_a_mark_and_a_choice_of_ours_one_of_its_own():
     marked = ("workers", "batch_size", "learning_rate", "rounds", "evaluate_every", "folds", "seeds")
     marked += ("worker_momentum", "fault_rate", "points")
     for spec in SPECS.values():
-        document = experiment.read_checked(experiment.EXPERIMENTS / f"{spec.name}.yaml", "experiment")
+        document = reading.read_checked(experiment.EXPERIMENTS / f"{spec.name}.yaml", "experiment")
         for parameter in fidelity.PARAMETERS:
             if spec.cells and fidelity._values(spec.cells, parameter):
                 mark = fidelity.mark(spec, parameter)

@@ -52,6 +52,7 @@ def test_an_edit_reruns_what_it_touches(finished, tmp_path):
             path.write_text(edited(text, "medoid"))
     with (project / "krum" / "suite" / "report.py").open("a") as file:
         file.write("EDITED = 1\n")
+    (project / "results" / "curves" / "of-an-older-experiment_0123456789.parquet").write_text("nothing asks for it")
     planned = jobs(snakemake(project, "-n"))
     assert planned["curve"] == 2 and planned["results"] == 1 and planned["figure"] == 2
 

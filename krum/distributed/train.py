@@ -21,12 +21,15 @@ from krum.simulation.recording import evaluate
 from krum.simulation.round import State, byzantine_vectors, start
 from krum.simulation.run import pick_device
 
+SIMULATED_ONLY = ("fault_rate", "worker_momentum", "compare_with", "measure_gradient")
+
 
 def train(cell: Cell, seed: int = 0, device: str = "auto") -> list[dict[str, Any]] | None:
     """Train a cell with this process group's ranks, one worker each. Rank 0 returns its curve, round by round.
 
     Raises InputError where the cell and the group do not fit.
     """
+    refuse_simulated_only(cell)
     rank, ranks, rows = dist.get_rank(), dist.get_world_size(), []
     if cell.workers != ranks:
         raise InputError(f"workers: found {cell.workers} and {ranks} ranks; give as many ranks as workers")
@@ -39,6 +42,12 @@ def train(cell: Cell, seed: int = 0, device: str = "auto") -> list[dict[str, Any
             rows.append({"seed": seed, "round": round_, "test_error": error, "test_loss": loss})
             print(f"round {round_}: error {error:.4f}, loss {loss:.4f}", flush=True)
     return rows if rank == 0 else None
+
+
+def refuse_simulated_only(cell: Cell) -> None:
+    """Raise InputError for what real workers neither do nor record."""
+    if found := [name for name in SIMULATED_ONLY if getattr(cell, name)]:
+        raise InputError(f"{found[0]}: found {getattr(cell, found[0])!r}, which is simulated only; leave it out")
 
 
 def train_one_round(state: State, rank: int) -> None:

@@ -1,11 +1,14 @@
 """The data sets: where their bytes come from, what proves them, and how they are split into folds.
 
 Only `obtain` touches the network. Every reading checks every byte: files are the published ones or refused.
+A checkout keeps them in its data/; for an installed package they are in the user's folder `~/.local/share/krum` (or
+`$XDG_DATA_HOME/krum`), but for Spambase, which comes with it.
 To add a data set, write one function here, decorate it, and describe the data in data/README.md.
 """
 
 import gzip
 import hashlib
+import os
 import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -20,7 +23,12 @@ from krum.errors import InputError
 from krum.registry import kebab, lookup
 from krum.simulation import mnist_download
 
-DATA = Path(__file__).resolve().parents[2] / "data"
+PACKAGE = Path(__file__).resolve().parents[1]
+INSTALLED = PACKAGE / "data"  # what comes with an installed package; a checkout has no such folder
+if INSTALLED.is_dir():
+    DATA = Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "krum"
+else:
+    DATA = PACKAGE.parent / "data"
 
 
 @dataclass(frozen=True)
@@ -91,7 +99,7 @@ def obtain(name: str, folder: Path = DATA) -> dict[str, str]:
 
 def find(folder: Path, file: str) -> Path | None:
     """A data set's file, plain or compressed, in the subfolder that it was published in or without it."""
-    places = [folder / file, folder / Path(file).name]
+    places = [root / name for root in (folder, INSTALLED) for name in (file, Path(file).name)]
     copies = [copy for place in places for copy in (place, place.with_name(f"{place.name}.gz"))]
     return next((copy for copy in copies if copy.is_file()), None)
 

