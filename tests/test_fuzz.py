@@ -1,15 +1,18 @@
 """Everything that reads a file, on files that nobody wrote: an answer, or one line that names the file."""
 
 import gzip
+import json
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import krum.__main__ as cli
+import krum.train
 from krum.errors import InputError
 from krum.simulation import datasets
 from krum.simulation.parameters import PARAMETERS, Cell
@@ -18,8 +21,20 @@ from krum.suite import claims, experiment, store
 from krum.suite.experiment import EXPERIMENTS
 
 
-def mutations(content):
-    """Changed bytes: some flipped, cut off, left out, repeated or put in."""
+class Drawn(bytes):
+    """A drawn file. A failure reports how it was made, not its bytes, of which there may be many."""
+
+    def __new__(cls, content, how):
+        drawn = super().__new__(cls, content)
+        drawn.how = how
+        return drawn
+
+    def __repr__(self):
+        return f"Drawn({self.how:.300})"
+
+
+def mutations(content, before=b"", after=b""):
+    """Changed bytes: some flipped, cut off, left out, repeated or put in. What is before and after them stays."""
 
     def change(edits):
         changed = bytearray(content)
@@ -35,7 +50,7 @@ def mutations(content):
                 changed[at:at] = changed[at : at + 16 * len(put)]
             else:
                 changed[at:at] = put
-        return bytes(changed)
+        return Drawn(before + changed + after, repr(edits))
 
     kinds = st.sampled_from(["flip", "flip", "flip", "cut", "leave out", "repeat", "put in"])
     edit = st.tuples(kinds, st.floats(0, 1, exclude_max=True), st.binary(min_size=1, max_size=8))
@@ -109,19 +124,24 @@ def put(document, path, value):
 @st.composite
 def yamls(draw, texts):
     """One of some texts with another value somewhere, or with lines lost, moved and put in."""
-    text = draw(st.sampled_from(texts))
+    text, edits = draw(st.sampled_from(texts)), []
     if draw(st.booleans()):
         document = yaml.safe_load(text)
         for _ in range(draw(st.integers(1, 2))):
-            place = draw(st.sampled_from(list(places(document))))
-            document = put(document, place, draw(ANYTHING))
-        return yaml.safe_dump(document, allow_unicode=draw(st.booleans())).encode("utf-8", "surrogatepass")
-    lines = text.splitlines()
-    for _ in range(draw(st.integers(1, 3))):
-        at = draw(st.integers(0, len(lines)))
-        new = draw(st.sampled_from(LINES) | st.text(max_size=20))
-        lines[at : at + draw(st.integers(0, 2))] = [new] if draw(st.booleans()) else []
-    return "\n".join(lines).encode("utf-8", "surrogatepass")
+            place, value = draw(st.sampled_from(list(places(document)))), draw(ANYTHING)
+            document = put(document, place, value)
+            edits.append((place, value))
+        changed = yaml.safe_dump(document, allow_unicode=draw(st.booleans()))
+    else:
+        lines = text.splitlines()
+        for _ in range(draw(st.integers(1, 3))):
+            at = draw(st.integers(0, len(lines)))
+            new = draw(st.sampled_from(LINES) | st.text(max_size=20))
+            until = at + draw(st.integers(0, 2))
+            lines[at:until] = [new] if draw(st.booleans()) else []
+            edits.append((at, until, new))
+        changed = "\n".join(lines)
+    return Drawn(changed.encode("utf-8", "surrogatepass"), f"{text.splitlines()[0]!r:.80}, {edits}")
 
 
 def test_a_drawn_yaml_is_an_experiment_or_refused(tmp_path, read_all):
@@ -148,7 +168,7 @@ def test_drawn_claims_are_read_or_refused(tmp_path, read_all):
         return loaded
 
     entries = yaml.safe_load((EXPERIMENTS / "claims.yaml").read_text())["claims"]
-    texts = [yaml.safe_dump({"claims": entries[start : start + 3]}) for start in range(0, len(entries), 3)]
+    texts = [yaml.safe_dump({"claims": [entry]}) for entry in entries]
     read_all(path, yamls(texts), read)
 
 
@@ -167,6 +187,72 @@ def test_drawn_overrides_are_used_or_refused(tmp_path, count):
     run()
 
 
+def test_what_is_found_is_reported_small():
+    """Not as a file of seventy kilobytes."""
+    texts = [(EXPERIMENTS / "claims.yaml").read_text()]
+
+    @settings(max_examples=50, database=None)
+    @given(content=yamls(texts) | mutations(bytes(70_000)))
+    def run(content):
+        assert not content
+
+    with pytest.raises(AssertionError) as failure:
+        run()
+    assert len("".join(failure.value.__notes__)) < 2000
+
+
+# ------------------------------------------------------------------------------------------------------- command line
+
+
+def test_a_drawn_command_line_works_or_is_refused_in_one_line(make_cell, tmp_path, monkeypatch, capsys, count):
+    def not_run(*arguments, **options):
+        raise InputError("it would run")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cli.run, "simulate", not_run)
+    monkeypatch.setattr(cli.probes, "run_probe", not_run)
+    Path("text").write_text("a text")
+    Path("folder").mkdir()
+    shutil.copy(EXPERIMENTS / "lemma1.yaml", tmp_path)
+    cell = json.loads(make_cell().to_json())
+    probe = {"name": "timing", "options": [["workers", 5]], "seeds": 1}
+
+    @st.composite
+    def changed(draw, values):
+        key = draw(st.sampled_from(list(values)))
+        return json.dumps({**values, key: draw(ANYTHING)}, default=str)
+
+    paths = st.sampled_from(["text", "folder", "lemma1.yaml", "none/x.parquet", "x.parquet", "", "\udcff", "-"])
+    texts = st.text(max_size=8) | st.sampled_from(["{}", "[", "spambase", "NaN", '{"rounds": 1e400}'])
+    words = paths | texts.filter(lambda word: "\0" not in word) | changed(cell) | changed(probe)
+    options = st.sampled_from(
+        ["--cell", "--probe", "--output", "--device", "--overrides", "--results", "--page", "--x"]
+    )
+    names = st.sampled_from([*cli.commands.commands, "krum"])
+
+    @given(name=names, arguments=st.lists(words | st.tuples(options, words), max_size=5))
+    def run(name, arguments):
+        capsys.readouterr()
+        given = [part for argument in arguments for part in ([argument] if isinstance(argument, str) else argument)]
+        code = cli.main([name, *given])
+        told = capsys.readouterr().err.splitlines()
+        assert code == 0 or (len(told) == 1 and told[0].startswith("error: ")), told
+        count("command lines drawn")
+
+    run()
+
+    @given(parameters=st.dictionaries(st.sampled_from(PARAMETERS), ANYTHING | words, max_size=3))
+    def train(parameters):
+        given = [f"{name}={value}" for name, value in parameters.items()]
+        try:
+            krum.train._cell(given, 5)
+        except InputError as error:
+            assert "\n" not in str(error)
+        count("command lines drawn")
+
+    train()
+
+
 # ------------------------------------------------------------------------------------------------------------ parquet
 
 
@@ -183,8 +269,8 @@ def test_damaged_parquet_is_refused_or_reads_as_it_was(make_cell, few_samples, t
         assert rows.equals(read_rows) and metadata == read_metadata
         return read_rows
 
-    assert read_all(path, mutations(content[:end]).map(lambda values: values + content[end:]), read) > 0.5
-    read_all(path, mutations(content[end:]).map(lambda footer: content[:end] + footer), lambda: store.read(path))
+    assert read_all(path, mutations(content[:end], after=content[end:]), read) > 0.5
+    read_all(path, mutations(content[end:], before=content[:end]), lambda: store.read(path))
 
 
 # ------------------------------------------------------------------------------------------------------- IDX and CSV

@@ -108,12 +108,10 @@ def test_adding_a_data_set_touches_no_curve(make_cell, monkeypatch):
 
     before, path = digests(), "simulation/datasets.py"
     added = "import zipfile\nfrom krum.simulation import moons_download\nMOONS = {'samples': 100}\n"
-    added += (
-        "@dataset(**MOONS, fetch=moons_download.obtain_moons)\ndef moons(folder):\n    return zipfile.ZipFile(folder)\n"
-    )
-    download = (
-        "AT = 'https://'\ndef obtain_moons(folder):\n    return fetch_moons(AT)\ndef fetch_moons(at):\n    return at\n"
-    )
+    added += "@dataset(**MOONS, fetch=moons_download.obtain_moons)\n"
+    added += "def moons(folder):\n    return zipfile.ZipFile(folder)\n"
+    download = "AT = 'https://'\ndef obtain_moons(folder):\n    return fetch_moons(AT)\n"
+    download += "def fetch_moons(at):\n    return at\n"
     monkeypatch.setitem(provenance.SOURCES, path, f"{provenance.SOURCES[path]}\n{added}")
     monkeypatch.setitem(provenance.SOURCES, "simulation/moons_download.py", download)
     monkeypatch.setitem(provenance.FUNCTIONS, "moons", "moons")

@@ -63,7 +63,7 @@ def code_in(*places: str, used: frozenset[str] | None = None) -> str:
 @cache
 def statements(source: str) -> list[ast.stmt]:
     """The statements of a module's top level, without docstrings, and with one for each imported name."""
-    found = []
+    found: list[ast.stmt] = []
     for node in _WithoutDocstrings().visit(ast.parse(source)).body:
         if isinstance(node, ast.ImportFrom):
             found += [ast.ImportFrom(node.module, [name], node.level) for name in node.names]
@@ -120,7 +120,7 @@ def needed(used: Iterable[str], code: Iterable[ast.stmt], registered: Collection
             names.add(name)
             waiting += [other for node in functions if node.name == name for other in _names(node)]
     gone: list[ast.stmt] = []
-    going = [node for node in functions if node.decorator_list and node.name in set(registered) - names]
+    going: list[ast.stmt] = [node for node in functions if node.decorator_list and node.name in set(registered) - names]
     while going:
         gone += going
         left = set(going)
