@@ -188,7 +188,11 @@ def test_counts_are_floors_of_the_decimal_fraction():
     for percent in range(100):
         for workers in (20, 100):
             parameters = {**BLOCK, "aggregator": "average", "workers": workers, "byzantine_fraction": percent / 100}
-            assert make_cell(parameters).byzantine == int(Fraction(percent, 100) * workers)
+            if percent and not (expected := int(Fraction(percent, 100) * workers)):
+                with pytest.raises(InputError, match="found a share of 0.0"):
+                    make_cell(parameters)
+            else:
+                assert make_cell(parameters).byzantine == (expected if percent else 0)
 
 
 def test_a_count_is_the_share_that_it_is(folder):
@@ -227,7 +231,7 @@ def test_synonyms_are_what_they_stand_for(folder):
         write(
             folder,
             grid=...,
-            figure={"kind": "time"},
+            figure={"kind": "complexity"},
             probes=[{"name": "Timing", "aggregator": "cwmed", "workers": 5, "dimension": 10}],
         )
     ).probes

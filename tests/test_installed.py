@@ -61,7 +61,7 @@ def test_another_package_of_the_same_name_is_noticed(tmp_path):
     done = python("-c", "import krum; krum.aggregate", path=tmp_path, folder=tmp_path)
     assert done.returncode == 0 and done.stderr.count("another package named krum is installed") == 1
     (tmp_path / "krum" / "__init__.py").write_text('"""The other one."""\n')
-    done = python("-c", "import krum.sharded", path=tmp_path, folder=tmp_path)
+    done = python("-c", "import krum.errors", path=tmp_path, folder=tmp_path)
     assert "ImportError: another package named krum has overwritten files" in done.stderr.splitlines()[-1]
 
 

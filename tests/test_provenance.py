@@ -107,9 +107,9 @@ def test_adding_a_data_set_touches_no_curve(make_cell, monkeypatch):
         return [provenance.code_digest(cell) for cell in cells]
 
     before, path = digests(), "simulation/datasets.py"
-    added = "import zipfile\nfrom krum.simulation import moons_download\nMOONS = {'samples': 100}\n"
+    added = "import wave\nfrom krum.simulation import moons_download\nMOONS = {'samples': 100}\n"
     added += "@dataset(**MOONS, fetch=moons_download.obtain_moons)\n"
-    added += "def moons(folder):\n    return zipfile.ZipFile(folder)\n"
+    added += "def moons(folder):\n    return wave.open(folder)\n"
     download = "AT = 'https://'\ndef obtain_moons(folder):\n    return fetch_moons(AT)\n"
     download += "def fetch_moons(at):\n    return at\n"
     monkeypatch.setitem(provenance.SOURCES, path, f"{provenance.SOURCES[path]}\n{added}")

@@ -131,6 +131,7 @@ def needed(used: Iterable[str], code: Iterable[ast.stmt], registered: Collection
             node
             for node in code
             if (defined := _defined(node))
+            and not defined & names
             and all(name in theirs and mentions[name] == (name in _mentioned(node)) for name in defined)
         ]
     return code
