@@ -189,7 +189,7 @@ def test_counts_are_floors_of_the_decimal_fraction():
         for workers in (20, 100):
             parameters = {**BLOCK, "aggregator": "average", "workers": workers, "byzantine_fraction": percent / 100}
             if percent and not (expected := int(Fraction(percent, 100) * workers)):
-                with pytest.raises(InputError, match="found a share of 0.0"):
+                with pytest.raises(InputError, match=r"found a share of 0\.0"):
                     make_cell(parameters)
             else:
                 assert make_cell(parameters).byzantine == (expected if percent else 0)

@@ -50,7 +50,8 @@ def test_editing_a_rule_touches_it_and_those_that_call_it():
 def test_editing_what_others_share_touches_them():
     assert changed("FACTOR = 2", "FACTOR = 3") == {"one", "two", "four"}
     assert changed("def helper(x):\n    return x", "def helper(x):\n    return -x") == {"one", "two", "four"}
-    shared = RULES + "\ndef all_use(x):\n    return helper(FACTOR * x)\n"
+    shared = RULES.replace("    return x\n\n@cached", "    return all_use(x)\n\n@cached")
+    shared += "\ndef all_use(x):\n    return helper(FACTOR * x)\n"
     assert changed("FACTOR = 2", "FACTOR = 3", shared) == set(NAMES)
     assert changed("def helper(x):\n    return x", "def helper(x):\n    return -x", shared) == set(NAMES)
 
@@ -92,7 +93,7 @@ def test_editing_this_package_touches_the_cells_that_need_it(make_cell, monkeypa
         with monkeypatch.context() as patch:
             patch.setitem(provenance.SOURCES, path, edited)
             assert {key for key, digest in digests().items() if digest != before[key]} == touched, function
-    monkeypatch.setitem(provenance.SOURCES, "simulation/__init__.py", "EDITED = 1")
+    monkeypatch.setitem(provenance.SOURCES, "simulation/run.py", provenance.SOURCES["simulation/run.py"] + "EDITED()")
     assert all(digest != before[key] for key, digest in digests().items())
     monkeypatch.undo()
     assert digests() == before

@@ -1,16 +1,15 @@
 """What a curve depends on, as digests: the code that computes it, the libraries, the data.
 
 Snakemake does not see edits of imported modules, so the workflow hands it these digests: a curve is computed again
-when its digest changes. A digest covers whole folders of this package. Comments, formatting and docstrings do not
-count, nor do registered functions (rules, attacks, data sets, models, probes) that are not used, nor what only these
-mention.
+when its digest changes. A digest covers what the function that computes a curve mentions, and what that mentions, and
+so on. Comments, formatting and docstrings do not count, nor does a rule, an attack or a data set that is not used.
 """
 
 import ast
 import hashlib
 import subprocess
-from collections import Counter
-from collections.abc import Collection, Iterable
+from collections import defaultdict
+from collections.abc import Iterable
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -37,11 +36,13 @@ def code_digest(measured: Cell | Probe) -> str:
     """sha256 over the code and the library versions that decide a cell's curve or a probe's rows."""
     if isinstance(measured, Cell):
         names = (measured.aggregator, measured.compare_with, measured.attack, measured.dataset, measured.model)
-        code = [code_in(*GROUND, used=frozenset(FUNCTIONS[name] for name in names if name is not None))]
-    else:
-        code = [code_in(*GROUND, "distributed", "suite/theory.py")]
-        code += [code_in("suite/probes.py", used=frozenset([FUNCTIONS[measured.name]]))]
-    return _digest([*code, *(f"{name} {number}" for name, number in libraries().items())])
+        used = {FUNCTIONS[name] for name in names if name is not None}
+        code = code_in(*GROUND, needs=frozenset({"simulate", "write_curve", *used}))
+    else:  # a probe may name any rule or data set
+        used = {function for name, function in FUNCTIONS.items() if name not in PROBES}
+        needs = frozenset({"run_probe", "write_probe", FUNCTIONS[measured.name], *used})
+        code = code_in(*GROUND, "distributed", "suite/theory.py", "suite/probes.py", needs=needs)
+    return _digest([code, *(f"{name} {number}" for name, number in libraries().items())])
 
 
 @cache
@@ -51,13 +52,18 @@ def drawing_digest() -> str:
 
 
 @cache
-def code_in(*places: str, used: frozenset[str] | None = None) -> str:
-    """sha256 over the code in some files and folders of this package, of registered functions only what `used` need."""
+def code_in(*places: str, needs: frozenset[str] | None = None) -> str:
+    """sha256 over the code in some files and folders of this package, or what some functions in it need."""
     code = []
     for path, source in SOURCES.items():
         if any(path == place or path.startswith(f"{place}/") for place in places):
             code += statements(source)
-    return _digest(map(_text, code if used is None else needed(used, code, FUNCTIONS.values())))
+    return _digest(map(_text, code if needs is None else needed(needs, code, FUNCTIONS.values())))
+
+
+class _WithoutDocstrings(ast.NodeTransformer):
+    def visit_Expr(self, node: ast.Expr) -> ast.Expr | None:
+        return None if isinstance(node.value, ast.Constant) else node
 
 
 @cache
@@ -78,16 +84,17 @@ _text = cache(ast.dump)
 
 
 @cache
-def _names(node: ast.stmt) -> set[str]:
-    return {part.id for part in ast.walk(node) if isinstance(part, ast.Name)}
-
-
-@cache
-def _mentioned(node: ast.stmt) -> set[str]:
-    """The names and attributes in a statement, and what it imports under another name."""
-    attributes = {part.attr for part in ast.walk(node) if isinstance(part, ast.Attribute)}
-    renamed = {part.name for part in ast.walk(node) if isinstance(part, ast.alias) and part.asname}
-    return _names(node) | attributes | renamed
+def _mentioned(node: ast.stmt) -> tuple[set[str], set[str]]:
+    """The names in a statement, and the attributes."""
+    names, attributes = set(), set()
+    for part in ast.walk(node):
+        if isinstance(part, ast.Name):
+            names.add(part.id)
+        elif isinstance(part, ast.alias):
+            names.add(part.name)
+        elif isinstance(part, ast.Attribute):
+            attributes.add(part.attr)
+    return names, attributes
 
 
 @cache
@@ -101,40 +108,27 @@ def _defined(node: ast.stmt) -> set[str]:
     return {target.id for target in targets if isinstance(target, ast.Name)}
 
 
-class _WithoutDocstrings(ast.NodeTransformer):
-    def visit_Expr(self, node: ast.Expr) -> ast.Expr | None:
-        return None if isinstance(node.value, ast.Constant) else node
+def needed(names: Iterable[str], code: Iterable[ast.stmt], registered: Iterable[str]) -> list[ast.stmt]:
+    """Of some code what these names need, directly or through others, and what defines no name.
 
-
-def needed(used: Iterable[str], code: Iterable[ast.stmt], registered: Collection[str]) -> list[ast.stmt]:
-    """Some code without the `registered` functions that those in `used` do not need, directly or through others.
-
-    What only these mention goes with them: an import, a constant, a helper.
+    A `registered` function is needed where it is named; an attribute, such as a tensor's `median`, is another thing.
     """
-    code = list(code)
-    functions = [node for node in code if isinstance(node, ast.FunctionDef)]
-    names: set[str] = set()
-    waiting = list(used)
+    code, registered = list(code), set(registered)
+    by_name, by_attribute = defaultdict(list), defaultdict(list)
+    for node in code:
+        for name in _defined(node):
+            by_name[name].append(node)
+            if not (name in registered and isinstance(node, ast.FunctionDef) and node.decorator_list):
+                by_attribute[name].append(node)
+    kept: set[ast.stmt] = set()
+    waiting = [node for node in code if not _defined(node)] + [node for name in names for node in by_name[name]]
     while waiting:
-        if (name := waiting.pop()) not in names:
-            names.add(name)
-            waiting += [other for node in functions if node.name == name for other in _names(node)]
-    gone: list[ast.stmt] = []
-    going: list[ast.stmt] = [node for node in functions if node.decorator_list and node.name in set(registered) - names]
-    while going:
-        gone += going
-        left = set(going)
-        code = [node for node in code if node not in left]
-        theirs = set().union(*map(_mentioned, gone))
-        mentions = Counter(name for node in code for name in _mentioned(node))
-        going = [
-            node
-            for node in code
-            if (defined := _defined(node))
-            and not defined & names
-            and all(name in theirs and mentions[name] == (name in _mentioned(node)) for name in defined)
-        ]
-    return code
+        if (node := waiting.pop()) not in kept:
+            kept.add(node)
+            mentioned, attributes = _mentioned(node)
+            waiting += [other for name in mentioned for other in by_name[name]]
+            waiting += [other for name in attributes for other in by_attribute[name]]
+    return [node for node in code if node in kept]
 
 
 @cache
