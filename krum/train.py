@@ -66,6 +66,7 @@ def main(argv: list[str]) -> int:
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
+        """Raise InputError for a wrong command line, where argparse would print and exit."""
         raise InputError(message)
 
 

@@ -89,7 +89,7 @@ def nnm_krum(vectors, f):
     mixed = []
     for i in range(n):
         away = [squared_distance(vectors[i], vectors[j]) if j != i else -1.0 for j in range(n)]
-        nearest = chosen(away, n - f)
+        nearest = sorted(chosen(away, n - f))  # the same neighbours have the same mean, to the last bit
         mixed.append([sum(float(vectors[j][k]) for j in nearest) / (n - f) for k in range(d)])
     return mixed[chosen(krum_scores(mixed, f), 1)[0]]
 

@@ -15,15 +15,10 @@ from krum.errors import InputError
 from krum.rules.aggregators import AGGREGATORS
 from krum.simulation.attacks import ATTACKS
 from krum.simulation.datasets import DATASETS
-from krum.suite import experiment, figures, statistics
+from krum.suite import experiment, figures
 from krum.suite.figures import labels, style
 
 SPECS = experiment.load_all()
-
-
-@pytest.fixture(autouse=True)
-def few_resamples(monkeypatch):
-    monkeypatch.setattr(statistics, "RESAMPLES", 100)
 
 
 def draw(spec, rows=None):
@@ -192,7 +187,7 @@ REFUSED = {
     "{kind: curves, columns: atack}": "figure.columns: unknown value 'atack'; did you mean 'attack'?",
     "{kind: curves, log: 1}": "figure.log: found 1; give true or false",
     "{kind: curves, reference: krum}": "figure.reference: found 'krum'; give {aggregator: name}",
-    "{kind: curves, reference: {aggregator: krun}}": "figure.reference.aggregator: 'krun' has no unattacked curve",
+    "{kind: curves, reference: {aggregator: krun}}": "figure.reference: unknown aggregator 'krun'; did you mean 'krum'?",
     "{kind: sweep}": "figure.x is missing; give one of workers, byzantine",
     "{kind: sweep, x: title}": "figure.x: unknown value 'title'",
     "{kind: sweep, x: workers, quantities: test_error}": "figure.quantities: found 'test_error'; give a list",
