@@ -475,6 +475,13 @@ def test_models_with_batch_norm_are_aggregated_as_they_are(kind):
         torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4)).load_state_dict(result, strict=False)
 
 
+def test_a_model_may_have_an_empty_layer():
+    models = [{"empty": torch.zeros(0, 3), "full": torch.full((2,), float(i))} for i in range(7)]
+    for rule in ("krum", "average", "geometric-median", "median", "bulyan"):
+        result = krum.aggregate(models, rule, f=1 if rule != "average" else 0)
+        assert result["empty"].shape == (0, 3) and result["full"].shape == (2,), rule
+
+
 def test_models_of_integers_alone_are_refused():
     with pytest.raises(krum.InputError, match="no floating-point numbers"):
         krum.aggregate([{"steps": torch.tensor([1])}] * 3, "average")
