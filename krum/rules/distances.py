@@ -132,8 +132,7 @@ def _add_products(gram: Tensor, columns: Tensor, chunk: int) -> None:
         grouped = products[: groups * GROUP].unflatten(0, (groups, GROUP)).sum(1)
         triangle = gram[top:bottom, top:]
         triangle += grouped.sum(0, dtype=torch.float64)
-        triangle += products[groups * GROUP :].sum(0)
-        triangle += rest[top:bottom] @ rest[top:].mT
+        triangle += products[groups * GROUP :].sum(0) + rest[top:bottom] @ rest[top:].mT
 
 
 def _interval(distances: Tensor, error: Tensor) -> Tensor:

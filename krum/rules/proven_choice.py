@@ -26,18 +26,24 @@ def proven_weights(rule: Aggregator, blocks: Sequence[RowBlock], f: int, options
     bounds = distances.bounds_from_float32(blocks)
     if bounds is None:
         return None
-    low, high = rule.scores(bounds, f, **options)
+    low, high = rule.scores(bounds, f, **options).tolist()
     chosen = _first(low, high, m)
     if chosen is None:
-        undecided = ((low <= high.sort().values[m - 1]) & (high >= low.sort().values[m])).nonzero().squeeze(-1)
+        latest, earliest = sorted(high)[m - 1], sorted(low)[m]
+        undecided = [i for i in range(n) if low[i] <= latest and high[i] >= earliest]
         if len(undecided) > n / 2:
             return None
-        low, high = rule.scores(distances.narrowed(bounds, blocks, undecided), f, **options)
+        bounds = distances.narrowed(bounds, blocks, torch.tensor(undecided, device=bounds.device))
+        low, high = rule.scores(bounds, f, **options).tolist()
         chosen = _first(low, high, m)
-    return None if chosen is None else torch.zeros_like(high).index_fill_(0, chosen, 1 / m)
+    if chosen is None:
+        return None
+    weights = torch.zeros(n, dtype=torch.float64, device=bounds.device)
+    weights[chosen] = 1 / m
+    return weights
 
 
-def _first(low: Tensor, high: Tensor, m: int) -> Tensor | None:
+def _first(low: list[float], high: list[float], m: int) -> list[int] | None:
     """The indices of the m scores whose intervals end first, if they end before all others begin."""
-    order = high.argsort()
-    return order[:m] if bool(high[order[m - 1]] < low[order[m:]].min()) else None
+    order = sorted(range(len(high)), key=high.__getitem__)
+    return order[:m] if high[order[m - 1]] < min(low[i] for i in order[m:]) else None
