@@ -321,12 +321,11 @@ def test_split_model_trains_as_the_whole_one():
 
 
 def test_bytes_on_the_wire_are_those_of_the_formula():
-    for _ in range(5):  # other processes of this machine may use the interface, too
+    for _ in range(5):  # others may use the interface, too, and a rank that is held up begins to count too late
         rows = {row["method"]: row for row in processes.together(communication.measure, 3, 1_000_000, 3)}
-        assert set(rows) == {"averaging", "gathered", "in-parts"}
+        assert set(rows) == {"averaging", "gathered", "in-parts"} and all(row["seconds"] > 0 for row in rows.values())
         counted = np.array([row["bytes"] / row["formula"] for row in rows.values()])
-        assert all(row["seconds"] > 0 for row in rows.values()) and not (counted < 0.95).any()
-        if not (counted > 1.05).any():  # or NaN, where the system does not tell
+        if not (np.abs(counted - 1) > 0.05).any():  # or NaN, where the system does not tell
             break
     else:
         pytest.fail(f"counted over formula: {counted}")
