@@ -61,7 +61,8 @@ def test_mistakes_are_told_in_one_line_and_nothing_is_lost(finished, tmp_path):
     project = tmp_path / "project"
     shutil.copytree(finished, project)
     if not torch.cuda.is_available():
-        (project / "krum" / "simulation" / "__init__.py").write_text("EDITED = 1\n")
+        with (project / "krum" / "simulation" / "run.py").open("a") as engine:
+            engine.write("NUMBERS_AT_ONCE = 2**21\n")
         output = snakemake(project, "--config", "device=cuda", check=False)
         assert "error: config: device: cuda was asked for" in output and "Traceback" not in output
     experiment_file = project / "experiments" / "small.yaml"
