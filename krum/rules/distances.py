@@ -16,7 +16,7 @@ RowBlock = Tensor | Sequence[Tensor]
 # from its differences: the expansion ||a||^2 + ||b||^2 - 2 a.b has lost three of float64's sixteen digits by then.
 CANCELLATION = 1e-3
 BLOCK = 2**19  # numbers that are held in float64 at a time
-PRODUCTS_BLOCK = 2**21  # numbers whose float32 products are computed at a time
+PRODUCTS_BLOCK = 2**22  # numbers whose float32 products are computed at a time
 GROUP = 8  # float32 products are summed over a chunk of columns, GROUP of these sums in float32, then in float64
 ROWS = 64  # at least so many have their products with those after them computed together: the matrix is symmetric
 FLOAT64_ROUNDING = 1e-12  # relative, of what is added up in float64 to a score
