@@ -195,11 +195,13 @@ def columns_of(block: RowBlock, width: int, dtype: torch.dtype) -> Iterator[Tens
         return
     buffer = torch.empty(len(block), min(width, d), dtype=dtype, device=block[0].device)
     for start in range(0, d, width):
-        columns = buffer[:, : d - start]
+        columns, stop = buffer[:, : d - start], start + width
         if isinstance(block, Tensor):
-            columns.copy_(block[:, start : start + width])
-        else:
-            torch.stack([row[start : start + width] for row in block], out=columns)
+            columns.copy_(block[:, start:stop])
+        elif block[0].dtype == dtype:
+            torch.stack([row[start:stop] for row in block], out=columns)
+        else:  # to convert once is quicker than row by row
+            columns.copy_(torch.stack([row[start:stop] for row in block]))
         yield columns
 
 
