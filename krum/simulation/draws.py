@@ -56,6 +56,8 @@ class Folds:
 
     def of(self, replicas: slice) -> "Folds":
         """Those of some replicas."""
+        if replicas == slice(None):
+            return self  # and what it keeps
         features = self.features if len(self.features) == 1 else self.features[replicas]
         return Folds(features, self.labels, self.training[replicas], self.held_out[replicas])
 
