@@ -4,11 +4,11 @@ import copy
 import importlib.util
 import io
 import re
-import traceback
 from pathlib import Path
 
 import numpy as np
 import pytest
+import real_processes
 import torch
 import torch._dynamo  # with what DDP and FSDP import in each process: their fork server does it once for all
 import torch.distributed as dist
@@ -382,25 +382,12 @@ def a_model_that_fsdp_splits_trains_as_printed(rank, trio):
 
 
 def run_checks(folder):
-    """Every check on this rank; what fails leaves its traceback in the folder."""
-    rank = dist.get_rank()
-    trio = [dist.new_group([0, 1, 2]), dist.new_group([3, 4, 5])][rank // 3]
-    for name, check in CHECKS.items():
-        try:
-            check(rank, trio)
-        except Exception:
-            Path(folder, f"{name}-{rank}").write_text(traceback.format_exc())
-        dist.barrier()
+    trio = [dist.new_group([0, 1, 2]), dist.new_group([3, 4, 5])][dist.get_rank() // 3]
+    real_processes.run(CHECKS, folder, trio)
 
 
 def test_in_six_processes(tmp_path):
-    """All checks in processes that are started once."""
-    try:
-        processes.together(run_checks, RANKS, str(tmp_path))
-    except krum.InputError:  # a rank failed, and another one waited for it in vain
-        if not any(tmp_path.iterdir()):
-            raise
-    failures = {path.name.rpartition("-")[0]: path.read_text() for path in tmp_path.iterdir()}
+    failures = real_processes.failures(run_checks, RANKS, tmp_path)
     assert not failures, "\n".join(failures.values())
 
 

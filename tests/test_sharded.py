@@ -4,11 +4,11 @@ import os
 import socket
 import subprocess
 import sys
-import traceback
 from pathlib import Path
 
 import numpy as np
 import pytest
+import real_processes
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
@@ -195,24 +195,11 @@ def real_workers_train_the_simulated_model(rank):
 
 
 def run_checks(folder):
-    """Every check on this rank; what fails leaves its traceback in the folder."""
-    rank = dist.get_rank()
-    for name, check in CHECKS.items():
-        try:
-            check(rank)
-        except Exception:
-            Path(folder, f"{name}-{rank}").write_text(traceback.format_exc())
-        dist.barrier()
+    real_processes.run(CHECKS, folder)
 
 
 def test_in_four_processes(tmp_path):
-    """All checks in processes that are started once."""
-    try:
-        processes.together(run_checks, RANKS, str(tmp_path))
-    except InputError:  # a rank failed, and another one waited for it in vain
-        if not any(tmp_path.iterdir()):
-            raise
-    failures = {path.name.rpartition("-")[0]: path.read_text() for path in tmp_path.iterdir()}
+    failures = real_processes.failures(run_checks, RANKS, tmp_path)
     assert not failures, "\n".join(failures.values())
 
 
